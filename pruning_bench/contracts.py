@@ -1,0 +1,73 @@
+"""What all recipe steps share: the context they are given and how they register."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from pruning_bench.errors import ModelError, PluginError
+from pruning_bench.registry import STEPS
+
+if TYPE_CHECKING:
+    from pruning_bench.datasets.contract import Split
+
+C = TypeVar("C", bound=type)
+
+
+def _silent(message: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use besides the model.
+
+    Args:
+        example_inputs: positional arguments of the model's forward, batch first.
+        generator: the only source of random numbers, on the CPU.
+        calibration: batches of model inputs (each a tuple of positional arguments), or None.
+        train: labelled examples for steps that train, or None.
+        seed: the case's seed; `generator` was seeded with it.
+        progress: called as `progress(message, done, total)`.
+    """
+
+    example_inputs: tuple[Tensor, ...]
+    generator: torch.Generator
+    calibration: Sequence[tuple[Tensor, ...]] | None = None
+    train: Split | None = None
+    seed: int = 0
+    progress: Callable[[str, int, int], None] = _silent
+
+    def need_calibration(self, who: str) -> Sequence[tuple[Tensor, ...]]:
+        """The calibration batches; raises `ModelError` when there are none."""
+        if not self.calibration:
+            raise ModelError(who, "no calibration data", "batches of model inputs given as calibration=")
+        return self.calibration
+
+    def need_train(self, who: str) -> Split:
+        """The training examples; raises `ModelError` when there are none."""
+        if self.train is None:
+            raise ModelError(who, "no training data", "labelled examples given as train=")
+        return self.train
+
+
+def register_step(cls: C, tags: type, verb: str) -> C:
+    """Registers a recipe step after checking its contract: frozen dataclass, `name`, `tags` of the right type, `verb`."""
+    who = f"{cls.__module__}.{cls.__qualname__}"
+    params = getattr(cls, "__dataclass_params__", None)
+    if params is None or not params.frozen:
+        raise PluginError(who, "not a frozen dataclass", "decorated by @dataclass(frozen=True) below the registration")
+    if not isinstance(getattr(cls, "tags", None), tags):
+        raise PluginError(who, f"tags {getattr(cls, 'tags', None)!r}", f"a {tags.__name__}")
+    if not callable(getattr(cls, verb, None)):
+        raise PluginError(who, f"no method {verb!r}", f"a method {verb}")
+    for option in dataclasses.fields(cls):
+        if option.default is dataclasses.MISSING:
+            raise PluginError(who, f"option {option.name!r} without default", "a default for every option")
+    STEPS.add(getattr(cls, "name", ""), cls)
+    return cls

@@ -1,0 +1,85 @@
+"""What a quantization method is, and the one plan that every runtime lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from pruning_bench.contracts import register_step
+
+if TYPE_CHECKING:
+    from pruning_bench.contracts import Context
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class QuantizationTags:
+    """Claims that switch checks on, and exemptions with reasons.
+
+    Args:
+        weights, activations: what is quantized.
+        needs_calibration: `plan` reads `context.calibration`.
+        reference: the paper.
+        expected_failures: check name -> reason; strict.
+    """
+
+    weights: bool = True
+    activations: bool = True
+    needs_calibration: bool = True
+    reference: str = ""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """code = clamp(round(x / scale) + zero_point, low, high); x ~ (code - zero_point) * scale.
+
+    Args:
+        scale: float32, positive and finite; shape [] (per tensor) or [channels] (per channel).
+        zero_point: int32, same shape, in [low, high].
+        low, high: the range of the codes, inclusive; int8 is -128..127, narrow int8 -127..127.
+        axis: the channel dimension of `scale`, None when per tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Quantization of one model, the same for every runtime.
+
+    Canonical: batch norm is folded first; every convolution and linear has a quantized input, weight and output,
+    every add quantized inputs and output; the output quantizer stands after a directly following ReLU.
+
+    Args:
+        weights: parameter name in the folded model -> affine.
+        activations: point name (`quantization.points`) -> affine; readable and stable across torch versions.
+        writes: parameter name in the folded model -> replacement values before quantization (often none).
+    """
+
+    weights: Mapping[str, Affine]
+    activations: Mapping[str, Affine] = field(default_factory=dict)
+    writes: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class QuantizationMethod(Protocol):
+    """Implemented by a frozen dataclass whose fields are the recipe's options; see `quantization_method`."""
+
+    name: ClassVar[str]
+    tags: ClassVar[QuantizationTags]
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan: ...
+
+
+def quantization_method(cls: C) -> C:
+    """Registers a quantization method under its `name`; raises `PluginError` if it does not keep the contract."""
+    return register_step(cls, QuantizationTags, "plan")

@@ -1,0 +1,312 @@
+"""Text <-> steps: the grammar of recipes.
+
+    recipe = "dense" | item { "+" item }
+    item   = name [ ":" level ] { "," key "=" value } | "repeat(" count "," recipe ")"
+    level  = fraction | N "of" M | "w" bits [ "a" bits ] | dtype | count
+
+A recipe is identified by its canonical text: options at their default are left out, the others stand in the order
+of the method's fields, numbers in their shortest spelling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pruning_bench.errors import LevelError, RecipeError
+from pruning_bench.registry import STEPS, Registry
+
+WHO = "recipe"
+DTYPES = ("bf16", "fp16", "fp32", "fp8")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LEVEL = re.compile(r"[^,+()=:\s]+")
+_VALUE = re.compile(r"[A-Za-z0-9_.-]+")
+_COUNT = re.compile(r"[0-9]+")
+_N_OF_M = re.compile(r"([0-9]+)of([0-9]+)\Z")
+_BITS = re.compile(r"w([0-9]+)(?:a([0-9]+))?\Z")
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?\Z")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A fraction (`0.9`) or a count (`2`); what it means is the method's business."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return format(self.value, ".12g")
+
+
+@dataclass(frozen=True)
+class NofM:
+    """`kept` of every `group` consecutive weights."""
+
+    kept: int
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.kept}of{self.group}"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of weights and, unless None, of activations: `w8a8`, `w4`."""
+
+    weights: int
+    activations: int | None = None
+
+    def __str__(self) -> str:
+        return f"w{self.weights}" + ("" if self.activations is None else f"a{self.activations}")
+
+
+@dataclass(frozen=True)
+class DType:
+    """A floating-point type by its short name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Level: TypeAlias = Number | NofM | Bits | DType
+
+
+def as_level(level: Level | float | int | str | None) -> Level | None:
+    """A level from what a user may pass in Python: 0.9, 2, "w8a8", "2of4" or a `Level`.
+
+    Example:
+        >>> as_level(0.9), as_level("2of4")
+        (Number(value=0.9), NofM(kept=2, group=4))
+    """
+    if isinstance(level, bool):
+        raise LevelError(WHO, f"level {level}", "a number, N of M, bits or a dtype")
+    if isinstance(level, (int, float)):
+        return Number(float(level))
+    return _level(level, level, 0) if isinstance(level, str) else level
+
+
+def sparsity_of(who: str, level: Level | float | int | str | None) -> float:
+    """The level as a sparsity in [0, 1); raises `LevelError` otherwise.
+
+    Example:
+        >>> sparsity_of("magnitude", Number(0.9))
+        0.9
+        >>> sparsity_of("magnitude", 1)
+        Traceback (most recent call last):
+        ...
+        pruning_bench.errors.LevelError: magnitude: sparsity 1, should be in [0, 1)
+    """
+    level = as_level(level)
+    if not isinstance(level, Number):
+        raise LevelError(who, f"level {level}", "a sparsity in [0, 1)")
+    if not 0 <= level.value < 1:
+        raise LevelError(who, f"sparsity {level}", "in [0, 1)")
+    return level.value
+
+
+def count_of(who: str, level: Level | float | int | str | None, least: int = 1) -> int:
+    """The level as a whole number >= `least`; raises `LevelError` otherwise."""
+    level = as_level(level)
+    if not isinstance(level, Number) or level.value != int(level.value) or level.value < least:
+        raise LevelError(who, f"level {level}", f"a whole number >= {least}")
+    return int(level.value)
+
+
+def bits_of(who: str, level: Level | float | int | str | None) -> Bits:
+    """The level as bits, each in 2..8; raises `LevelError` otherwise."""
+    level = as_level(level)
+    if not isinstance(level, Bits):
+        raise LevelError(who, f"level {level}", "bits such as w8a8")
+    for bits in (level.weights, level.activations):
+        if bits is not None and not 2 <= bits <= 8:
+            raise LevelError(who, f"{bits} bits in {level}", "2 to 8 bits")
+    return level
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method with its level and the options that differ from their defaults."""
+
+    name: str
+    level: Level | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        level = "" if self.level is None else f":{self.level}"
+        return self.name + level + "".join(f",{key}={_spell(value)}" for key, value in self.options)
+
+    def method(self, registry: Registry[Any] = STEPS) -> Any:
+        """The registered method with these options."""
+        return registry[self.name](**dict(self.options))
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A recipe run `count` times in a row."""
+
+    count: int
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return f"repeat({self.count},{self.recipe})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps in order; none is `dense`. Equal recipes print equally.
+
+    Example:
+        >>> str(Recipe())
+        'dense'
+    """
+
+    items: tuple[Step | Repeat, ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.items)) or "dense"
+
+    def steps(self) -> Iterator[Step]:
+        """All steps in the order they run, repeats unrolled."""
+        for item in self.items:
+            if isinstance(item, Repeat):
+                for _ in range(item.count):
+                    yield from item.recipe.steps()
+            else:
+                yield item
+
+
+def parse(text: str, registry: Registry[Any] = STEPS) -> Recipe:
+    """Reads a recipe; names and options are checked against the registry.
+
+    Raises:
+        RecipeError: it does not parse, or an option is unknown or of the wrong type (caret at the place).
+        UnknownNameError: a method that is not registered.
+    Example:
+        >>> from dataclasses import dataclass
+        >>> methods = Registry("method")
+        >>> @dataclass(frozen=True)
+        ... class Magnitude:
+        ...     scope: str = "global"
+        >>> methods.add("magnitude", Magnitude)
+        >>> str(parse("magnitude:0.50,scope=global", methods))
+        'magnitude:0.5'
+        >>> parse("magnitude:0.5,scope", methods)
+        Traceback (most recent call last):
+        ...
+        pruning_bench.errors.RecipeError: recipe: end of text, should be '='
+          magnitude:0.5,scope
+                             ^
+    """
+    return _Parser(text, registry).whole()
+
+
+class _Parser:
+    def __init__(self, text: str, registry: Registry[Any]) -> None:
+        self.text, self.registry, self.at = text, registry, 0
+
+    def whole(self) -> Recipe:
+        if self.text == "dense":
+            return Recipe()
+        recipe = self.recipe()
+        if self.at < len(self.text):
+            raise self.error("'+', ',' or the end")
+        return recipe
+
+    def recipe(self) -> Recipe:
+        items = [self.item()]
+        while self.text.startswith("+", self.at):
+            self.at += 1
+            items.append(self.item())
+        return Recipe(tuple(items))
+
+    def item(self) -> Step | Repeat:
+        if self.text.startswith("repeat(", self.at):
+            self.at += len("repeat(")
+            start = self.at
+            count = int(self.take(_COUNT, "a count"))
+            if count < 1:
+                raise self.error("a count >= 1", start)
+            self.literal(",")
+            body = self.recipe()
+            self.literal(")")
+            return Repeat(count, body)
+        start = self.at
+        name = self.take(_NAME, "a method name")
+        if name == "dense":
+            raise self.error("'dense' alone, or a method name", start)
+        fields = {f.name: f for f in dataclasses.fields(self.registry[name])}
+        level, options = None, {}
+        if self.text.startswith(":", self.at):
+            self.at += 1
+            start = self.at
+            level = _level(self.take(_LEVEL, "a level"), self.text, start)
+        while self.text.startswith(",", self.at):
+            self.at += 1
+            start = self.at
+            key = self.take(_NAME, "an option name")
+            if key not in fields:
+                raise self.error(f"an option of {name} ({', '.join(fields) or 'it has none'})", start)
+            if key in options:
+                raise self.error(f"{key} given once", start)
+            self.literal("=")
+            start = self.at
+            options[key] = self.value(name, self.registry[name], key, start)
+        kept = tuple((k, options[k]) for k, f in fields.items() if k in options and options[k] != f.default)
+        return Step(name, level, kept)
+
+    def value(self, name: str, cls: type, key: str, start: int) -> Any:
+        word = self.take(_VALUE, "a value")
+        kind = typing.get_type_hints(cls)[key]
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        try:
+            if choices:
+                return {_spell(choice): choice for choice in choices}[word]
+            if kind is bool:
+                return {"true": True, "false": False}[word]
+            return kind(word)
+        except (KeyError, ValueError):
+            expected = " or ".join(map(_spell, choices)) if choices else getattr(kind, "__name__", str(kind))
+            raise self.error(f"{expected} for {name}'s {key}", start) from None
+
+    def take(self, pattern: re.Pattern[str], expected: str) -> str:
+        match = pattern.match(self.text, self.at)
+        if not match:
+            raise self.error(expected)
+        self.at = match.end()
+        return match.group()
+
+    def literal(self, sign: str) -> None:
+        if not self.text.startswith(sign, self.at):
+            raise self.error(repr(sign))
+        self.at += len(sign)
+
+    def error(self, expected: str, at: int | None = None) -> RecipeError:
+        at = self.at if at is None else at
+        rest = re.match(r"[^,+()=:]*.?", self.text[at:])
+        found = repr(rest.group() if rest and at == self.at else self.text[at : self.at])
+        return RecipeError(WHO, "end of text" if at >= len(self.text) else found, expected, self.text, at)
+
+
+def _level(word: str, text: str, at: int) -> Level:
+    if match := _N_OF_M.match(word):
+        kept, group = int(match[1]), int(match[2])
+        if 0 < kept <= group:
+            return NofM(kept, group)
+    elif match := _BITS.match(word):
+        return Bits(int(match[1]), int(match[2]) if match[2] else None)
+    elif word in DTYPES:
+        return DType(word)
+    elif _NUMBER.match(word):
+        return Number(float(word))
+    raise RecipeError(WHO, repr(word), "a fraction, a count, N of M, bits (w8a8) or a dtype (bf16)", text, at)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return format(value, ".12g") if isinstance(value, float) else str(value)

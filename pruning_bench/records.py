@@ -1,0 +1,260 @@
+"""The record in which the compute and the results column meet: immutable, flat, versioned; no torch.
+
+A run is one file of JSON lines: a header (`Run` without its measurements), then one `Measurement` a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pruning_bench.errors import RecordError
+
+SCHEMA = 1
+# History of the format: 1 (2026-11) the first.
+
+Better = Literal["lower", "higher", "neither"]
+Rule = Literal["exact", "paired", "speed", "canary", "control", "shown"]
+# exact   portable number that must not get worse at all (bytes, MACs, parameters)
+# paired  accuracy with a per-example vector: paired test, or a test over seeds where the recipe trains
+# speed   log ratio to the anchor, one sample a process: margin + interval + confirmation
+# canary  absolute time of the anchor itself: a loose bound
+# control must hold for the run to be valid (A/A twin, injected slow-down)
+# shown   never judged
+
+
+class Outcome(str, Enum):
+    """How a case's metric compares with its baseline; the closed set of the suite."""
+
+    PASS = "PASS"
+    IMPROVED = "IMPROVED"
+    REGRESSED = "REGRESSED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    NEW = "NEW"
+    MISSING = "MISSING"
+    INCOMPARABLE = "INCOMPARABLE"
+    UNAVAILABLE = "UNAVAILABLE"
+    ERROR = "ERROR"
+    INVALID = "INVALID"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of one case.
+
+    Args:
+        case_id: id of the case.
+        metric: name of the metric.
+        value: the number, in `unit`; finite.
+        unit: "s", "B", "MAC", "1" (a share or ratio), "count".
+        better: which direction is better.
+        rule: how it is judged.
+        samples: raw samples in `unit`; for rule "speed" the log ratio to the anchor, one a process.
+        errors: for rule "speed", the standard error of each sample inside its process.
+        vector: for rule "paired", one bit per test example, 1 = right (`judging.vectors.pack`).
+        fingerprint: digest of what the number depends on besides the code: checkpoint, data, metric version.
+        detail: further numbers for the report (confusion matrix, flips), never judged.
+    """
+
+    case_id: str
+    metric: str
+    value: float
+    unit: str
+    better: Better
+    rule: Rule
+    samples: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+    vector: str = ""
+    fingerprint: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise RecordError(self.metric, f"value {self.value}", "finite", self.case_id)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a run was made.
+
+    Args:
+        must_match: what must be equal for times to be comparable: CPU or GPU model, cores, torch and runtime versions.
+        info: everything else worth keeping (governor, load, operating system, git revision); never compared.
+    """
+
+    must_match: Mapping[str, str]
+    info: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Short digest of `must_match`; names the file of the baselines for times."""
+        return digest_of(dict(self.must_match))[:12]
+
+
+CaseState = Literal["ran", "skipped", "error", "deselected", "not_run"]
+
+
+@dataclass(frozen=True)
+class CaseStatus:
+    """What became of a case of the grid; `reason` says why it was skipped or crashed.
+
+    Args:
+        metrics: what the tests that ran to their end for this case were due to record; what is due and absent is MISSING.
+        trains: the recipe trains weights, so that seeds are the unit of accuracy.
+    """
+
+    case_id: str
+    state: CaseState
+    reason: str = ""
+    metrics: tuple[str, ...] = ()
+    trains: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one run of the suite recorded.
+
+    Args:
+        id: file-name-safe, sortable by time.
+        profile: smoke, ci, nightly or the user's own.
+        cases: the whole grid of the profile, also what was not selected.
+        interrupted: stopped before its end; never judged.
+    """
+
+    id: str
+    created: str
+    profile: str
+    environment: Environment
+    cases: tuple[CaseStatus, ...]
+    measurements: tuple[Measurement, ...]
+    interrupted: bool = False
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the file whole or not at all: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_line(record: Any) -> str:
+    """One JSON line of a record, keys sorted, fields at their default left out."""
+    fields = {f.name: f for f in dataclasses.fields(record)}
+    kept = {
+        name: value
+        for name, value in dataclasses.asdict(record).items()
+        if value not in ((), "", {}) or fields[name].default is dataclasses.MISSING is fields[name].default_factory
+    }
+    return json.dumps(kept, sort_keys=True, ensure_ascii=False)
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Writes a run, atomically."""
+    header = dataclasses.asdict(dataclasses.replace(run, measurements=()))
+    del header["measurements"]
+    lines = [json.dumps({"schema": SCHEMA, "kind": "run", **header}, sort_keys=True)]
+    write_atomically(path, "\n".join([*lines, *map(to_line, run.measurements)]) + "\n")
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run; raises `RecordError` naming file and line."""
+    rows = read_lines(path, "run")
+    _, header = rows[0]
+    where = f"{path}:1"
+    try:
+        return Run(
+            id=header["id"],
+            created=header["created"],
+            profile=header["profile"],
+            environment=Environment(**header["environment"]),
+            cases=tuple(
+                CaseStatus(**{**case, "metrics": tuple(case.get("metrics", ()))}) for case in header["cases"]
+            ),
+            measurements=tuple(read_measurement(row, f"{path}:{number}") for number, row in rows[1:]),
+            interrupted=header.get("interrupted", False),
+        )
+    except (KeyError, TypeError) as problem:
+        raise RecordError("run", f"header without {problem}", "a run written by this suite", where) from None
+
+
+def read_measurement(row: Mapping[str, Any], where: str) -> Measurement:
+    """A measurement from its JSON object; raises `RecordError` with `where`."""
+    names = {f.name for f in dataclasses.fields(Measurement)}
+    if unknown := sorted(set(row) - names):
+        raise RecordError("measurement", f"unknown field {unknown[0]!r}", f"one of {', '.join(sorted(names))}", where)
+    try:
+        lists = {k: tuple(float(x) for x in row[k]) for k in ("samples", "errors") if k in row}
+        value = Measurement(**{**row, **lists, "value": float(row["value"])})
+    except (KeyError, TypeError, ValueError) as problem:
+        raise RecordError("measurement", f"{problem}", "a measurement of this suite", where) from None
+    for name, choices in (("better", get_args(Better)), ("rule", get_args(Rule))):
+        if getattr(value, name) not in choices:
+            raise RecordError("measurement", f"{name} {getattr(value, name)!r}", f"one of {', '.join(choices)}", where)
+    return value
+
+
+def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON-lines file whose first line says `kind` and the schema.
+
+    Raises:
+        RecordError: missing file, a line that is no JSON object, a foreign or newer file; with `file:line`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RecordError(kind, f"unreadable file ({problem})", f"a {kind} file", str(path)) from None
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise RecordError(kind, f"no JSON ({problem.msg})", "one JSON object a line", f"{path}:{number}") from None
+        if not isinstance(row, dict):
+            raise RecordError(kind, f"{type(row).__name__}", "one JSON object a line", f"{path}:{number}")
+        rows.append((number, row))
+    if not rows or rows[0][1].get("kind") != kind:
+        raise RecordError(kind, "a foreign file", f"a first line with kind {kind!r}", f"{path}:1")
+    if rows[0][1].get("schema") != SCHEMA:
+        raise RecordError(kind, f"schema {rows[0][1].get('schema')!r}", f"schema {SCHEMA}", f"{path}:1")
+    if not text.endswith("\n"):
+        raise RecordError(kind, "a truncated file", "a last line that ends", f"{path}:{rows[-1][0]}")
+    return rows
+
+
+def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """Measurements of several processes: of one case and metric of rule "speed" the samples are joined, in order."""
+    joined: dict[tuple[str, str], Measurement] = {}
+    for part in parts:
+        key = (part.case_id, part.metric)
+        first = joined.get(key)
+        if first is None or part.rule != "speed":
+            joined[key] = part
+            continue
+        samples = first.samples + part.samples
+        joined[key] = dataclasses.replace(
+            first, samples=samples, errors=first.errors + part.errors, value=math.exp(sum(samples) / len(samples))
+        )
+    return tuple(joined.values())

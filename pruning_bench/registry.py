@@ -1,0 +1,84 @@
+"""Registries: name -> definition, one per kind; duplicates and unknown names are loud.
+
+Definitions come in by decorator when their module is imported; `discover` imports the modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from pruning_bench.errors import DuplicateNameError, PluginError, UnknownNameError, closest
+
+T = TypeVar("T")
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+class Registry(Generic[T]):
+    """Definitions of one kind by name.
+
+    Example:
+        >>> shapes = Registry[str]("shape")
+        >>> shapes.add("square", "four equal sides")
+        >>> shapes["square"]
+        'four equal sides'
+        >>> shapes["sqare"]
+        Traceback (most recent call last):
+        ...
+        pruning_bench.errors.UnknownNameError: shape: 'sqare', should be 'square' (known: square)
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def add(self, name: str, item: T) -> None:
+        """Registers `item`; raises `DuplicateNameError` if the name is taken, `PluginError` if it is not snake_case."""
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise PluginError(self.kind, f"name {name!r}", "snake_case (a-z, 0-9, _)", _origin(item))
+        if name in self._items:
+            raise DuplicateNameError(
+                self.kind,
+                f"{name!r} defined twice",
+                f"one definition, the first is in {_origin(self._items[name])}",
+                _origin(item),
+            )
+        self._items[name] = item
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._items:
+            raise UnknownNameError(self.kind, repr(name), closest(name, self._items))
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @contextmanager
+    def temporarily(self, name: str, item: T) -> Iterator[T]:
+        """Registers `item` for the length of a `with` block (for tests)."""
+        self.add(name, item)
+        try:
+            yield item
+        finally:
+            del self._items[name]
+
+
+def _origin(item: object) -> str:
+    """Where a definition was made: `module.qualname` of a class, a function or an instance's class."""
+    named = item if hasattr(item, "__qualname__") else getattr(item, "build", type(item))
+    return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', '?')}"
+
+
+STEPS: Registry[Any] = Registry("method")  # everything a recipe can name: pruning, quantization, training steps
+MODELS: Registry[Any] = Registry("model")
+DATASETS: Registry[Any] = Registry("dataset")
+RUNTIMES: Registry[Any] = Registry("runtime")
+METRICS: Registry[Any] = Registry("metric")

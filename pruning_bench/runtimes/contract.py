@@ -1,0 +1,65 @@
+"""What a runtime is: it builds a session from a compressed model and lists the kernels that really ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from pruning_bench.registry import RUNTIMES
+
+if TYPE_CHECKING:
+    from pruning_bench.engine import Compressed
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One node of the graph that the runtime executes: operator type and the element type it computes in."""
+
+    layer: str
+    operator: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to run.
+
+    Args:
+        run: positional inputs (torch tensors, batch first) -> output tensor; for quality, any batch size.
+        bind: inputs -> a function of no arguments that runs the model on them, with all copying done before; for timing.
+        kernels: what the runtime executes, layer by layer; empty if it cannot say.
+        timed: False when the session only simulates (a quantized model in eager) and must never be reported as a speed.
+    """
+
+    run: Callable[..., Tensor]
+    bind: Callable[..., Callable[[], object]]
+    kernels: tuple[Kernel, ...] = ()
+    timed: bool = True
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Implemented by a class without state; see `runtime`."""
+
+    name: ClassVar[str]
+
+    def available(self, device: str = "cpu") -> str | None:
+        """None when it can run on `device`, else the reason with the install command, in one line."""
+
+    def version(self) -> str:
+        """Name and version of the engine, for the environment record."""
+
+    def build(
+        self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
+    ) -> Session: ...
+
+
+def runtime(cls: C) -> C:
+    """Registers a runtime (an instance of the class) under its `name`."""
+    RUNTIMES.add(cls.name, cls())  # type: ignore[attr-defined]
+    return cls

@@ -1,0 +1,50 @@
+"""What a training step is: the only kind of recipe step that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from torch import nn
+
+from pruning_bench.contracts import register_step
+
+if TYPE_CHECKING:
+    from pruning_bench.contracts import Context
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class StepTags:
+    """Claims of a training step.
+
+    Args:
+        trains_weights: parameters change by gradient, so that the seed is the unit when accuracy is judged.
+        reference: the paper.
+        expected_failures: check name -> reason; strict.
+    """
+
+    trains_weights: bool = True
+    reference: str = ""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TrainingStep(Protocol):
+    """Implemented by a frozen dataclass whose fields are the recipe's options; see `training_step`.
+
+    `run` changes `model` in place (the engine hands it a copy) and must keep what `plans` pruned at zero
+    (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`.
+    """
+
+    name: ClassVar[str]
+    tags: ClassVar[StepTags]
+
+    def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None: ...
+
+
+def training_step(cls: C) -> C:
+    """Registers a training step under its `name`; raises `PluginError` if it does not keep the contract."""
+    return register_step(cls, StepTags, "run")
