@@ -1,0 +1,182 @@
+"""The exported graph of a model: what pruning couples along and quantization places its points on.
+
+`torch.export` at its default level: convolutions are `aten.conv2d.default`, linear layers `aten.linear.default`,
+batch norms `aten.batch_norm.default`; parameters and buffers are placeholders.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import logging
+import re
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from pruning_bench.errors import ModelError
+
+WHO = "export"
+
+
+def export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The graph of `model` in eval mode with a dynamic batch; the model is not changed.
+
+    Args:
+        model: any module; its training flags are as before afterwards.
+        example_inputs: positional arguments, batch first; a batch of one is repeated to two.
+    Raises:
+        ModelError: it cannot be exported, or its batch is not free; names the operator and the place.
+    Example:
+        >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (torch.ones(1, 3),))
+        >>> [operator(node) for node in program.graph.nodes if node.op == "call_function"]
+        ['aten.linear', 'aten.relu']
+    """
+    inputs = at_least_two(example_inputs)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for value in inputs:
+        if isinstance(value, Tensor) and value.dim():
+            shapes[value] = {0: Dim.DYNAMIC}
+    try:
+        with evaluating(model), _quiet():
+            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise ModelError(WHO, _reason(error), "a model that torch.export traces", _place(error, model)) from error
+
+
+def at_least_two(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs with a batch of one repeated to two: exporting a dynamic batch takes one as a constant."""
+    return tuple(
+        torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
+        for value in example_inputs
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode for the length of a `with` block; every module's own training flag comes back."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No gradients, none of torch's own warnings and dumps, attention spelled out instead of its fused eval path."""
+    fused, muted = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.WARNING)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(muted)
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def tensor_names(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder name -> parameter or buffer name in the model.
+
+    Example:
+        >>> tensor_names(export(nn.Linear(3, 2), (torch.ones(2, 3),)))
+        {'p_weight': 'weight', 'p_bias': 'bias'}
+    """
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: spec.target for spec in specs if spec.kind in kinds and spec.target is not None}
+
+
+def input_nodes(program: ExportedProgram) -> list[Node]:
+    """The placeholders of the model's own inputs, in order."""
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def output_nodes(program: ExportedProgram) -> list[Node]:
+    """The nodes that the model returns."""
+    return list(program.graph.output_node().all_input_nodes)
+
+
+def operator(node: Node) -> str:
+    """The operator without its overload: `aten.conv2d`, `aten.add`, `aten.relu_`; else the kind of node."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"{node.target.namespace}.{node.target.overloadpacket.__name__}"
+    return str(getattr(node.target, "__name__", node.op)) if node.op == "call_function" else str(node.op)
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the innermost module whose forward ran the node; "" for the model itself or an input.
+
+    Example:
+        >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (torch.ones(2, 3),))
+        >>> [module_path(node) for node in program.graph.nodes if node.op == "call_function"]
+        ['0', '1']
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    if path.startswith("_empty_nn_module_stack"):  # torch's mark for nodes that it made itself
+        return ""
+    return re.sub(r"@\d+\Z", "", path)  # a second call of one module is path@1
+
+
+def readable_names(program: ExportedProgram) -> dict[Node, str]:
+    """A stable name for every node: the module's path and the operator, numbered from the second on.
+
+    The names depend on the model's own code alone, not on how torch numbers its nodes.
+
+    Example:
+        >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (torch.ones(2, 3),))
+        >>> list(readable_names(program).values())
+        ['0.weight', '0.bias', 'input', '0.linear', '1.relu', 'output']
+    """
+    tensors, seen = tensor_names(program), Counter[str]()
+    names: dict[Node, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            name = tensors.get(node.name, "input")
+        else:
+            name = ".".join(filter(None, (module_path(node), operator(node).split(".")[-1].rstrip("_"))))
+        names[node] = name if not seen[name] else f"{name}_{seen[name]}"
+        seen[name] += 1
+    return names
+
+
+def place(node: Node) -> str:
+    """Where a node stands, for messages: `layer1.0: aten.add.Tensor`."""
+    return f"{module_path(node) or 'model'}: {node.target}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what torch says, with the operator when it names one."""
+    text = str(error).strip()
+    if "Constraints violated" in text:  # torch's way to say that the batch became a constant
+        return "a batch size that its code fixes"
+    first = text.splitlines()[0].strip()[:200] if text else ""
+    named = re.search(r"\baten[.:]+\w+(?:\.\w+)*", text)
+    also = f" at {named.group()}" if named and named.group() not in first else ""
+    return f"{type(error).__name__}{': ' if first else ''}{first}{also}"
+
+
+def _place(error: BaseException, model: nn.Module) -> str:
+    """The innermost module of the model that was running, with the line of its code."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = type(model).__name__
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner, code = frame.f_locals.get("self"), frame.f_code
+        if id(owner) in paths and code.co_name not in ("_call_impl", "_wrapped_call_impl"):
+            source = linecache.getline(code.co_filename, line).strip()
+            found = f"{paths[id(owner)] or 'model'} ({type(owner).__name__}): {source}"
+    return found
