@@ -1,0 +1,68 @@
+"""Where full data sets lie: a given folder, the environment variable, the usual places, or a download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pruning_bench.errors import DataError
+
+VARIABLE = "PRUNING_BENCH_DATA"
+
+
+def find_folder(
+    who: str,
+    folder: Path | None,
+    *,
+    marker: str,
+    inside: Iterable[str],
+    usual: Iterable[str] = (),
+    download: Callable[[Path], None],
+) -> tuple[Path, str]:
+    """The folder that holds a data set, and in a word where it came from.
+
+    The first that is given wins, and it must hold the data: `folder`, the environment variable PRUNING_BENCH_DATA.
+    Without them the `usual` places are searched, then the user's cache, which is filled by `download` if it is empty.
+
+    Args:
+        marker: a file that shows the data are there, by its name with or without `.gz`.
+        inside: sub-folders in which it may lie as well.
+        download: fills a folder; called only when nothing was found.
+    Raises:
+        DataError: a given folder does not hold the data, or the download failed.
+    """
+    places = ("", *inside)
+    variable = os.environ.get(VARIABLE)
+    for given, source in ((folder, "folder"), (Path(variable) if variable else None, VARIABLE)):
+        if given is not None:
+            found = _with_marker(given, places, marker)
+            if found is None:
+                raise DataError(who, f"no {marker}[.gz]", "a folder with the data set's files", f"{source} {given}")
+            return found, source
+    for place in usual:
+        if (found := _with_marker(Path(place), places, marker)) is not None:
+            return found, place
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning_bench" / who
+    if _with_marker(cache, places, marker) is None:
+        _filled(who, cache, download)
+    found = _with_marker(cache, places, marker)
+    if found is None:
+        raise DataError(who, f"no {marker}[.gz] after the download", "a whole download", str(cache))
+    return found, "download"
+
+
+def _with_marker(root: Path, places: Iterable[str], marker: str) -> Path | None:
+    for place in places:
+        if any((root / place / f"{marker}{end}").is_file() for end in ("", ".gz")):
+            return root / place
+    return None
+
+
+def _filled(who: str, cache: Path, download: Callable[[Path], None]) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        download(cache)
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError on a wrong checksum
+        hint = f"a working download, or a folder given by option or {VARIABLE}"
+        raise DataError(who, f"download failed ({error})", hint, str(cache)) from None

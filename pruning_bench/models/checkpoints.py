@@ -1,0 +1,131 @@
+"""Checkpoints: weights as safetensors beside a card in JSON. Pickles are refused before anything reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from pruning_bench.errors import CheckpointError
+from pruning_bench.models.contract import build_model
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+WHO = "checkpoint"
+_PICKLE_ENDS = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+_NEEDED = ("model", "dataset", "options", "sha256")
+
+
+def checkpoint_path(model: str, dataset: str, folder: Path = SHIPPED) -> Path:
+    """Where the weights of `model` trained on `dataset` lie; the card lies beside it, ending in `.json`.
+
+    Example:
+        >>> checkpoint_path("resnet20", "fashion_mnist").name
+        'resnet20-fashion_mnist.safetensors'
+    """
+    return folder / f"{model}-{dataset}.safetensors"
+
+
+def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Writes the weights to `path` and the card beside it; each file is whole at every moment.
+
+    Returns:
+        The card with the sha256 of the weights' file.
+    """
+    _refuse_pickle(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save_tensors({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    full = {**card, "sha256": hashlib.sha256(content).hexdigest()}
+    _replace(path, content)
+    _replace(path.with_suffix(".json"), (json.dumps(full, indent=1) + "\n").encode())
+    return full
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of the weights at `path`; raises `CheckpointError` if it is missing or is no card."""
+    place = path.with_suffix(".json")
+    try:
+        card = json.loads(place.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(WHO, "no card", "a card beside the weights", str(place)) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(WHO, f"unreadable card ({error})", "JSON", str(place)) from None
+    missing = [key for key in _NEEDED if key not in card] if isinstance(card, dict) else list(_NEEDED)
+    if missing:
+        raise CheckpointError(WHO, f"card without {', '.join(missing)}", f"a card with {', '.join(_NEEDED)}", str(place))
+    return dict(card)
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Args:
+        sha256: the digest that the file must have; None does not check.
+    Raises:
+        CheckpointError: missing, a pickle (never unpickled), of another digest, truncated or foreign.
+    """
+    _refuse_pickle(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(WHO, error.strerror or str(error), "a safetensors file", str(path)) from None
+    if content.startswith(_PICKLE_STARTS):
+        raise CheckpointError(WHO, "a pickle or archive", "safetensors; pickles can run code and are never read", str(path))
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise CheckpointError(WHO, f"sha256 {found[:16]}...", f"{sha256[:16]}... as on its card", str(path))
+    try:
+        return load_tensors(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(WHO, f"unreadable ({error})", "a whole safetensors file", str(path)) from None
+
+
+def load_checkpoint(path: Path) -> nn.Module:
+    """The model of the card beside `path`, with its weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: see `read_card` and `read_tensors`; or the tensors do not fit the model.
+    """
+    _refuse_pickle(path)
+    card = read_card(path)
+    tensors = read_tensors(path, card["sha256"])
+    model = build_model(card["model"], **card["options"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(WHO, " ".join(str(error).split()), f"the tensors of {card['model']}", str(path)) from None
+    return model.eval()
+
+
+def load_reference(model: str, dataset: str) -> nn.Module:
+    """The shipped model `model` trained on `dataset`, its digest verified, in evaluation mode.
+
+    Raises:
+        CheckpointError: none is shipped, or the file is not the one of its card.
+    """
+    path = checkpoint_path(model, dataset)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
+        raise CheckpointError(WHO, f"no checkpoint {path.stem}", f"a shipped one ({known}), or one you train", str(path))
+    return load_checkpoint(path)
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix.lower() in _PICKLE_ENDS:
+        raise CheckpointError(
+            WHO, f"a {path.suffix} file", "safetensors; pickles can run code and are never read", str(path)
+        )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,63 @@
+"""How well a classifier does on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.datasets.contract import Split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality of a classifier on N examples.
+
+    Args:
+        top1: share of right predictions, in [0, 1].
+        loss: mean cross-entropy in nats.
+        confusion: int64 [classes, classes], rows are true labels, columns predictions; sums to N.
+    """
+
+    top1: float
+    loss: float
+    confusion: Tensor
+
+    @property
+    def per_class(self) -> Tensor:
+        """Share of right predictions of each true class, float64 [classes]; nan for a class without examples."""
+        return self.confusion.diagonal().double() / self.confusion.sum(1)
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """matrix[t, p] = number of examples of class t that were predicted as p.
+
+    Args:
+        labels, predictions: int64 [N], in 0..classes-1.
+    Returns:
+        int64 [classes, classes].
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
+        [[1, 1], [0, 1]]
+    """
+    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
+
+
+def evaluate(model: nn.Module, split: Split, batch: int = 250) -> Evaluation:
+    """The quality of `model` in evaluation mode on `split`, in fp32; the model's mode is restored.
+
+    The device is that of the model's parameters.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    loss, confusion = 0.0, torch.zeros(0)
+    with torch.no_grad():
+        for inputs, labels in split.batches(batch):
+            logits = model(inputs.to(device)).float().cpu()
+            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            part = confusion_matrix(labels, logits.argmax(1), logits.shape[1])
+            confusion = confusion + part if confusion.numel() else part
+    model.train(training)
+    return Evaluation(float(confusion.diagonal().sum()) / len(split), loss / len(split), confusion)

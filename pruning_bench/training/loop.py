@@ -1,0 +1,185 @@
+"""A plain training loop: every epoch is a pure function of the seed, its number and the state before it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.datasets.contract import Split
+from pruning_bench.errors import ModelError, PruningBenchError
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the data, at least 1.
+        batch: examples a step, at least 1.
+        lr: the highest learning rate.
+        optimizer: SGD with Nesterov momentum, or AdamW.
+        momentum: of SGD, in [0, 1).
+        weight_decay: on weights; never on biases and norms.
+        schedule: see `learning_rate`.
+        warmup: share of all steps in which the rate rises from zero, in [0, 1).
+        label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+        shift: images are moved by up to this many pixels along each axis; what comes in is zero.
+        flip: half of the images are mirrored.
+        amp: the forward pass in bfloat16 autocast.
+        seed: of the order, the augmentation and the dropout.
+    Raises:
+        PruningBenchError: a value out of its range.
+    """
+
+    epochs: int = 16
+    batch: int = 128
+    lr: float = 0.05
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    shift: int = 2
+    flip: bool = True
+    amp: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[bool, str]] = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch": (self.batch >= 1, "at least 1"),
+            "lr": (0 < self.lr < math.inf, "a positive number"),
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "schedule": (self.schedule in ("cosine", "linear", "constant"), "cosine, linear or constant"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "shift": (self.shift >= 0, "at least 0"),
+        }
+        for name, (holds, expected) in ranges.items():
+            if not holds:
+                raise PruningBenchError("train", f"{name} {getattr(self, name)}", expected)
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The rate of step `step` of `steps`: a linear rise over the share `warmup`, then the schedule.
+
+    With t in [0, 1) the share done of what follows the warm-up: cosine is lr (1 + cos(pi t)) / 2, linear is lr (1 - t).
+
+    Example:
+        >>> config = TrainConfig(lr=1.0, warmup=0.5, schedule="linear")
+        >>> [learning_rate(step, 8, config) for step in range(8)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    rising = round(config.warmup * steps)
+    if step < rising:
+        return config.lr * (step + 1) / rising
+    done = (step - rising) / (steps - rising)
+    shape = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
+    return config.lr * shape[config.schedule]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters; those of one dimension or none (biases, norms) do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ModelError("train", "no trainable parameter", "at least one parameter that requires a gradient")
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def augment(images: Tensor, generator: torch.Generator, shift: int, flip: bool) -> Tensor:
+    """Moves every image by up to `shift` pixels along each axis and mirrors half of them.
+
+    Args:
+        images: [N, C, H, W]; what comes in at the border is zero.
+    Returns:
+        The same shape and type.
+    """
+    count, _, height, width = images.shape
+    if shift:
+        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
+        rows = (offsets[0] + torch.arange(height))[:, :, None]
+        columns = (offsets[1] + torch.arange(width))[:, None, :]
+        padded = nn.functional.pad(images, (shift,) * 4)
+        images = padded.movedim(1, -1)[torch.arange(count)[:, None, None], rows, columns].movedim(-1, 1)
+    if flip:
+        mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
+    return images.contiguous()
+
+
+def train_epoch(
+    model: nn.Module,
+    split: Split,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    epoch: int,
+    progress: Progress | None = None,
+) -> float:
+    """Runs epoch `epoch` (0 is the first) of `config.epochs` in training mode.
+
+    Returns:
+        Mean training loss in nats, label smoothing included.
+    Raises:
+        ModelError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    count = math.ceil(len(split) / config.batch)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    total = torch.zeros((), device=device)
+    model.train()
+    with _randomness(config.seed, epoch) as generator:
+        order = torch.randperm(len(split), generator=generator)
+        for index, chosen in enumerate(order.split(config.batch)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * count + index, config.epochs * count, config)
+            inputs, labels = _batch(split, chosen, generator, config, device)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+                logits = model(inputs)
+            loss = loss_function(logits.float(), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(chosen)
+            if progress is not None:
+                progress(f"epoch {epoch + 1}/{config.epochs}", index + 1, count)
+    mean = float(total) / len(split)
+    if not math.isfinite(mean):
+        raise ModelError("train", f"loss {mean} in epoch {epoch + 1}", f"finite; a rate below {config.lr} may help")
+    return mean
+
+
+def _batch(
+    split: Split, chosen: Tensor, generator: torch.Generator, config: TrainConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    images = augment(split.images[chosen], generator, config.shift, config.flip)
+    part = Split(images, split.labels[chosen], split.mean, split.std)
+    inputs = part.inputs().to(device, memory_format=torch.channels_last)
+    return inputs, part.labels.to(device)
+
+
+@contextmanager
+def _randomness(seed: int, epoch: int) -> Iterator[torch.Generator]:
+    """A generator of this epoch alone; dropout, which takes none, draws from a global one seeded the same way."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        yield torch.Generator().manual_seed(number)

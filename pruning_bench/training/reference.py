@@ -1,0 +1,161 @@
+"""Training of reference models: from names to a checkpoint with its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+import pruning_bench
+from pruning_bench.datasets.contract import Dataset, load_dataset
+from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, save_checkpoint
+from pruning_bench.models.contract import build_model
+from pruning_bench.training.evaluation import evaluate
+from pruning_bench.training.loop import Progress, TrainConfig, make_optimizer, train_epoch
+from pruning_bench.training.state import Progressed, load_state, save_state
+
+Report = Callable[[str], None]
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    identity: dict[str, Any] | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    report: Report = lambda line: None,
+) -> list[dict[str, float]]:
+    """Trains `model` in place on the training split; the selection split is evaluated after every epoch, the test split never.
+
+    The weights are those of the last epoch. A training that was interrupted between epochs and resumed ends in the same
+    weights, bit for bit, as one that was not.
+
+    Args:
+        identity: what must be equal for a state to be resumed, besides `config`.
+        state: the file that holds the state after every epoch; None keeps none.
+        resume: go on from `state`; a missing file starts at the beginning.
+        progress: called as `progress(message, done, total)` after every step.
+        report: called with one line after every epoch.
+    Returns:
+        One row for each epoch: epoch, train_loss, selection_loss, selection_top1.
+    Raises:
+        CheckpointError: the state does not belong to this training.
+        ModelError: the loss is not finite.
+    """
+    optimizer = make_optimizer(model, config)
+    identity = {**(identity or {}), **dataclasses.asdict(config), "data_digest": dataset.digest}
+    done = Progressed(identity, 0, [])
+    if resume and state is not None and state.exists():
+        done = load_state(state, model, optimizer, identity)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for epoch in range(done.epochs_done, config.epochs):
+        started = time.perf_counter()
+        loss = train_epoch(model, dataset.train, optimizer, config, epoch, progress)
+        chosen = evaluate(model, dataset.selection)
+        row = {"epoch": epoch + 1, "train_loss": loss, "selection_loss": chosen.loss, "selection_top1": chosen.top1}
+        done = Progressed(identity, epoch + 1, [*done.history, row])
+        if state is not None:
+            save_state(state, model, optimizer, done)
+        report(
+            f"epoch {epoch + 1}/{config.epochs}: training loss {loss:.4f}, selection loss {chosen.loss:.4f}, "
+            f"selection top-1 {chosen.top1:.2%}, {time.perf_counter() - started:.0f} s"
+        )
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.eval()
+    return done.history
+
+
+def train_reference(
+    model_name: str,
+    dataset_name: str,
+    config: TrainConfig | None = None,
+    *,
+    options: dict[str, Any] | None = None,
+    data_dir: Path | None = None,
+    full: bool = True,
+    out_dir: Path = SHIPPED,
+    resume: bool = False,
+    device: str = "cpu",
+    command: str = "",
+    progress: Progress | None = None,
+    report: Report = lambda line: None,
+) -> dict[str, Any]:
+    """Trains a registered model on a registered data set and writes checkpoint and card; the test set is looked at once, at the end.
+
+    Args:
+        config: how to train; None takes the defaults, with which the shipped checkpoints were made.
+        options: of the model's builder, e.g. `{"activation": "gelu"}`.
+        data_dir: where the full data lie; see `load_dataset`.
+        full: train on the full training split.
+        out_dir: the folder of the checkpoint, of its card, and of the state while it trains.
+        command: how to repeat this, for the card.
+    Returns:
+        The card.
+    Raises:
+        UnknownNameError, DataError, CheckpointError, ModelError.
+    """
+    config = config or TrainConfig()
+    dataset = load_dataset(dataset_name, data_dir, full=full)
+    shape = {"num_classes": len(dataset.classes), "in_channels": dataset.train.images.shape[1]}
+    options = {**shape, **(options or {})}
+    model = seeded_model(model_name, options, config.seed).to(device)
+    path = checkpoint_path(model_name, dataset_name, out_dir)
+    state = path.with_name(f"{path.stem}.state.safetensors")
+    history = train(
+        model,
+        dataset,
+        config,
+        identity={"model": model_name, "dataset": dataset_name, **options},
+        state=state,
+        resume=resume,
+        progress=progress,
+        report=report,
+    )
+    test = evaluate(model, dataset.test)
+    card = {
+        "model": model_name,
+        "dataset": dataset_name,
+        "options": options,
+        "test_top1": test.top1,
+        "test_loss": test.loss,
+        "selection_top1": history[-1]["selection_top1"],
+        "command": command,
+        "training": dataclasses.asdict(config),
+        "seed": config.seed,
+        "data_digest": dataset.digest,
+        "train_examples": len(dataset.train),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+        "history": history,
+        "test_confusion": test.confusion.tolist(),
+    }
+    card = save_checkpoint(model, card, path)
+    state.unlink(missing_ok=True)
+    report(f"test top-1 {test.top1:.2%}, loss {test.loss:.4f}; written to {path}")
+    return card
+
+
+def seeded_model(name: str, options: dict[str, Any], seed: int) -> nn.Module:
+    """A registered model whose random weights depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(name, **options)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "pruning_bench": pruning_bench.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
