@@ -21,6 +21,7 @@ from pruning_bench.errors import DataError
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STORE = DATA / "fashion_mnist.npz"
 USUAL = ("/usr/share/datasets/fashion-mnist",)  # where Debian's dataset-fashion-mnist puts it
+MARKERS = ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte")
 INSIDE = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw")
 # Of the 55,000 training images at 28 x 28, before padding: padding is a frame of constants, not data.
 MEAN, STD = (0.2861,), (0.3531,)
@@ -56,7 +57,7 @@ def fashion_mnist(folder: Path | None = None, *, full: bool = False) -> Dataset:
     source = "shipped"
     if full:
         place, source = find_folder(
-            "fashion_mnist", folder, marker="train-images-idx3-ubyte", inside=INSIDE, usual=USUAL, download=_download
+            "fashion_mnist", folder, markers=MARKERS, inside=INSIDE, usual=USUAL, download=_download
         )
         whole = read_examples(place, "train", 60_000)
         expected = {
@@ -101,13 +102,13 @@ def _gz_or_plain(path: Path) -> Path:
 def _check_same(part: str, found: Examples, shipped: Examples, place: Path) -> None:
     for what, one, other in (("images", found.images, shipped.images), ("labels", found.labels, shipped.labels)):
         if not np.array_equal(one, other):
-            raise DataError("fashion_mnist", f"other {part} {what}", "the data that ship, example by example", str(place))
+            raise DataError("fashion_mnist", f"other {part} {what}", "those that ship", str(place))
 
 
 def _download(folder: Path) -> None:
     """The four files from torchvision's mirror, with its checksums and progress."""
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
+    from torchvision.datasets.utils import download_url  # type: ignore[import-untyped]
 
     for name, md5 in FashionMNIST.resources:
         download_url(FashionMNIST.mirrors[0] + name, str(folder), filename=name, md5=md5)

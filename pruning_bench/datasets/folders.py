@@ -15,7 +15,7 @@ def find_folder(
     who: str,
     folder: Path | None,
     *,
-    marker: str,
+    markers: tuple[str, ...],
     inside: Iterable[str],
     usual: Iterable[str] = (),
     download: Callable[[Path], None],
@@ -26,7 +26,7 @@ def find_folder(
     Without them the `usual` places are searched, then the user's cache, which is filled by `download` if it is empty.
 
     Args:
-        marker: a file that shows the data are there, by its name with or without `.gz`.
+        markers: files any of which shows that the data are there.
         inside: sub-folders in which it may lie as well.
         download: fills a folder; called only when nothing was found.
     Raises:
@@ -36,25 +36,25 @@ def find_folder(
     variable = os.environ.get(VARIABLE)
     for given, source in ((folder, "folder"), (Path(variable) if variable else None, VARIABLE)):
         if given is not None:
-            found = _with_marker(given, places, marker)
+            found = _containing(given, places, markers)
             if found is None:
-                raise DataError(who, f"no {marker}[.gz]", "a folder with the data set's files", f"{source} {given}")
+                raise DataError(who, f"no {' or '.join(markers)}", "in the folder", f"{source} {given}")
             return found, source
     for place in usual:
-        if (found := _with_marker(Path(place), places, marker)) is not None:
+        if (found := _containing(Path(place), places, markers)) is not None:
             return found, place
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning_bench" / who
-    if _with_marker(cache, places, marker) is None:
+    if _containing(cache, places, markers) is None:
         _filled(who, cache, download)
-    found = _with_marker(cache, places, marker)
+    found = _containing(cache, places, markers)
     if found is None:
-        raise DataError(who, f"no {marker}[.gz] after the download", "a whole download", str(cache))
+        raise DataError(who, f"no {markers[0]} in the download", "a whole download", str(cache))
     return found, "download"
 
 
-def _with_marker(root: Path, places: Iterable[str], marker: str) -> Path | None:
+def _containing(root: Path, places: Iterable[str], markers: tuple[str, ...]) -> Path | None:
     for place in places:
-        if any((root / place / f"{marker}{end}").is_file() for end in ("", ".gz")):
+        if any((root / place / name).is_file() for name in markers):
             return root / place
     return None
 

@@ -35,9 +35,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise DataError("idx", f"{len(content)} bytes", f"a header of {head} bytes", str(path))
     zero, kind, dimensions = struct.unpack_from(">HBB", content)
     if (zero, kind, dimensions) != (0, _UINT8, len(shape)):
-        raise DataError(
-            "idx", f"magic {content[:4].hex()}", f"{bytes([0, 0, _UINT8, len(shape)]).hex()}", str(path)
-        )
+        raise DataError("idx", f"magic {content[:4].hex()}", f"{bytes([0, 0, _UINT8, len(shape)]).hex()}", str(path))
     found = struct.unpack_from(f">{dimensions}I", content, 4)
     if found != shape:
         raise DataError("idx", f"shape {found}", f"{shape}", str(path))

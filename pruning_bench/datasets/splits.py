@@ -77,4 +77,4 @@ def digest(splits: Iterable[Split]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().numpy()).cast("B")
+    return tensor.contiguous().numpy().data.cast("B")

@@ -21,6 +21,7 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 WHO = "checkpoint"
 _PICKLE_ENDS = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+_NO_PICKLES = "safetensors; pickles can run code and are never read"
 _NEEDED = ("model", "dataset", "options", "sha256")
 
 
@@ -40,9 +41,14 @@ def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> di
     Returns:
         The card with the sha256 of the weights' file.
     """
+    return write_checkpoint({name: value.detach().cpu() for name, value in model.state_dict().items()}, card, path)
+
+
+def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file."""
     _refuse_pickle(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save_tensors({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     full = {**card, "sha256": hashlib.sha256(content).hexdigest()}
     _replace(path, content)
     _replace(path.with_suffix(".json"), (json.dumps(full, indent=1) + "\n").encode())
@@ -60,7 +66,7 @@ def read_card(path: Path) -> dict[str, Any]:
         raise CheckpointError(WHO, f"unreadable card ({error})", "JSON", str(place)) from None
     missing = [key for key in _NEEDED if key not in card] if isinstance(card, dict) else list(_NEEDED)
     if missing:
-        raise CheckpointError(WHO, f"card without {', '.join(missing)}", f"a card with {', '.join(_NEEDED)}", str(place))
+        raise CheckpointError(WHO, f"card without {', '.join(missing)}", "a whole card", str(place))
     return dict(card)
 
 
@@ -78,7 +84,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(WHO, error.strerror or str(error), "a safetensors file", str(path)) from None
     if content.startswith(_PICKLE_STARTS):
-        raise CheckpointError(WHO, "a pickle or archive", "safetensors; pickles can run code and are never read", str(path))
+        raise CheckpointError(WHO, "a pickle or archive", _NO_PICKLES, str(path))
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise CheckpointError(WHO, f"sha256 {found[:16]}...", f"{sha256[:16]}... as on its card", str(path))
@@ -114,15 +120,13 @@ def load_reference(model: str, dataset: str) -> nn.Module:
     path = checkpoint_path(model, dataset)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
-        raise CheckpointError(WHO, f"no checkpoint {path.stem}", f"a shipped one ({known}), or one you train", str(path))
+        raise CheckpointError(WHO, f"no checkpoint {path.stem}", f"a shipped one ({known})", str(path))
     return load_checkpoint(path)
 
 
 def _refuse_pickle(path: Path) -> None:
     if path.suffix.lower() in _PICKLE_ENDS:
-        raise CheckpointError(
-            WHO, f"a {path.suffix} file", "safetensors; pickles can run code and are never read", str(path)
-        )
+        raise CheckpointError(WHO, f"a {path.suffix} file", _NO_PICKLES, str(path))
 
 
 def _replace(path: Path, content: bytes) -> None:

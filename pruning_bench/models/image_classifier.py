@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-
+import itertools
 
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "elu": nn.ELU,
 }
-
 
 
 def make_activation(name: str) -> nn.Module:
@@ -44,7 +43,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         widths = (in_channels, 64, 64, 128, 128)
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (before, after) in enumerate(itertools.pairwise(widths)):
             layers += [nn.Conv2d(before, after, 3, padding=1), make_activation(activation)]
             if index < 3:
                 layers.append(nn.MaxPool2d(2))
@@ -60,6 +59,7 @@ class ImageClassifier(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
         hidden = self.activation(self.hidden(self.flatten(self.features(images))))
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits

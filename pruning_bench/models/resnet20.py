@@ -34,6 +34,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum of both branches, activated."""
         inner = self.act1(self.bn1(self.conv1(x)))
         total: Tensor = self.act2(self.bn2(self.conv2(inner)) + self.shortcut(x))
         return total
@@ -65,6 +66,7 @@ class ResNet20(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
         features = self.stages(self.act(self.bn(self.conv(images))))
         logits: Tensor = self.classifier(self.flatten(self.pool(features)))
         return logits

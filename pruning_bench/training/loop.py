@@ -148,7 +148,7 @@ def train_epoch(
     model.train()
     with _randomness(config.seed, epoch) as generator:
         order = torch.randperm(len(split), generator=generator)
-        for index, chosen in enumerate(order.split(config.batch)):
+        for index, chosen in enumerate(torch.split(order, config.batch)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * count + index, config.epochs * count, config)
             inputs, labels = _batch(split, chosen, generator, config, device)

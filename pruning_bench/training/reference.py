@@ -35,7 +35,7 @@ def train(
     progress: Progress | None = None,
     report: Report = lambda line: None,
 ) -> list[dict[str, float]]:
-    """Trains `model` in place on the training split; the selection split is evaluated after every epoch, the test split never.
+    """Trains `model` in place; the selection split is evaluated after every epoch, the test split never.
 
     The weights are those of the last epoch. A training that was interrupted between epochs and resumed ends in the same
     weights, bit for bit, as one that was not.
@@ -57,7 +57,7 @@ def train(
     done = Progressed(identity, 0, [])
     if resume and state is not None and state.exists():
         done = load_state(state, model, optimizer, identity)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     for epoch in range(done.epochs_done, config.epochs):
         started = time.perf_counter()
         loss = train_epoch(model, dataset.train, optimizer, config, epoch, progress)
@@ -70,7 +70,7 @@ def train(
             f"epoch {epoch + 1}/{config.epochs}: training loss {loss:.4f}, selection loss {chosen.loss:.4f}, "
             f"selection top-1 {chosen.top1:.2%}, {time.perf_counter() - started:.0f} s"
         )
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to(memory_format=torch.contiguous_format)
     model.eval()
     return done.history
 
@@ -90,7 +90,7 @@ def train_reference(
     progress: Progress | None = None,
     report: Report = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains a registered model on a registered data set and writes checkpoint and card; the test set is looked at once, at the end.
+    """Trains a model by name on a data set by name and writes checkpoint and card; the test set is looked at once.
 
     Args:
         config: how to train; None takes the defaults, with which the shipped checkpoints were made.

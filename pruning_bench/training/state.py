@@ -25,9 +25,7 @@ class Progressed:
     history: list[dict[str, float]]
 
 
-def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progressed: Progressed
-) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progressed: Progressed) -> None:
     """Writes model, optimizer and progress to `path`, which is whole at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": _plain(value) for name, value in model.state_dict().items()}
@@ -41,9 +39,7 @@ def save_state(
     os.replace(partial, path)
 
 
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> Progressed:
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> Progressed:
     """Restores model and optimizer in place from what `save_state` wrote.
 
     Raises:

@@ -1,0 +1,87 @@
+"""Batch-norm statistics measured anew, after weights or widths have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pruning_bench.errors import LevelError
+from pruning_bench.recipe import count_of
+from pruning_bench.training.contract import StepTags, training_step
+
+if TYPE_CHECKING:
+    from pruning_bench.contracts import Context
+    from pruning_bench.datasets.contract import Split
+
+
+def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Sets every running mean and variance to the average of those of `batches`, in place.
+
+    Batch-norm layers run in training mode and everything else in evaluation mode; momentum and modes are restored.
+    Without batches, and in a model without running statistics, nothing changes.
+
+    Args:
+        batches: model inputs, each a tuple of positional arguments; every batch counts the same.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    before = [(layer, layer.training) for layer in model.modules()]
+    momenta = [layer.momentum for layer in norms]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for index, inputs in enumerate(batches if norms else ()):
+                if index == 0:
+                    for layer in norms:
+                        layer.reset_running_stats()
+                        layer.momentum = None  # a cumulative average
+                        layer.train()
+                model(*inputs)
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+        for module, training in before:
+            module.training = training
+
+
+@training_step
+@dataclass(frozen=True)
+class BnRecalibrate:
+    """Measures batch-norm statistics anew on training images; weights stay. A model without batch norm stays as it is.
+
+    The level is the number of batches, drawn without replacement; left out, or more than there are, it is all of them.
+
+    Args:
+        batch: images a batch, at least 2.
+    """
+
+    batch: int = 250
+
+    name: ClassVar[str] = "bn_recalibrate"
+    tags: ClassVar[StepTags] = StepTags(
+        trains_weights=False,
+        reference="Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, 2016, arXiv 1603.04779",
+    )
+
+    def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
+        """Replaces the statistics of `model` in place; raises `LevelError` for a level that is no count."""
+        count = None if level is None else count_of(self.name, level)
+        if self.batch < 2:
+            raise LevelError(self.name, f"batch {self.batch}", "at least 2")
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        batches = _drawn(context.need_train(self.name), self.batch, count, context.generator)
+        recalibrate(model, ((inputs.to(device),) for inputs in batches))
+        model.eval()
+
+
+def _drawn(split: Split, batch: int, count: int | None, generator: torch.Generator) -> Iterable[Tensor]:
+    """At most `count` batches in random order, all of the same size: an average over batches weighs them equally."""
+    size = min(batch, len(split))
+    whole = len(split) // size
+    order = torch.randperm(len(split), generator=generator)
+    for index in range(whole if count is None else min(count, whole)):
+        yield split.inputs(order[index * size : (index + 1) * size])
