@@ -1,1 +1,225 @@
-def pytest_configure(config): pass
+"""The pytest plug-in: from `pytest benchmarks/` to a verdict; inert where no suite case is collected, no torch at load.
+
+A benchmark asks for one of the fixtures `quality_case`, `footprint_case`, `latency_case`; the plug-in parametrizes it
+with the ids of the profile's cases. Records are written before anything is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pruning_bench.errors import PruningBenchError, UnavailableError
+
+if TYPE_CHECKING:
+    from pruning_bench.suite import Suite
+
+SUFFIX = "_case"
+DEFAULT_STORAGE = "file://./.benchmarks"
+STATE: pytest.StashKey[Suite] = pytest.StashKey()
+SUITE_FOLDER: pytest.StashKey[bool] = pytest.StashKey()
+FAMILIES = ("quality", "footprint", "latency")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the suite's options."""
+    group = parser.getgroup("pruning_bench", "compressed-model benchmarks")
+    several: dict[str, Any] = {"action": "append", "default": None}
+    group.addoption("--pb-profile", default="smoke", metavar="NAME", help="smoke (default), ci or nightly")
+    group.addoption("--pb-model", metavar="MODEL", **several, help="only this model; repeatable")
+    group.addoption("--pb-recipe", metavar="RECIPE", **several, help="these recipes instead of the profile's; repeatable")
+    group.addoption("--pb-runtime", metavar="RUNTIME", **several, help="only this runtime; repeatable")
+    group.addoption("--pb-require", metavar="RUNTIME", **several, help="fail where this runtime is not here; repeatable")
+    group.addoption("--pb-threads", metavar="N", type=int, **several, help="these thread counts; repeatable")
+    group.addoption("--pb-device", default="cpu", choices=["cpu", "cuda"], help="device of every case")
+    group.addoption("--pb-dataset", default=None, metavar="NAME", help="only models trained on this data set")
+    group.addoption("--pb-data", default=None, metavar="DIR", help="folder of the full data; it is then trained on")
+    group.addoption("--pb-results", default=None, metavar="DIR", help="results folder (default: ROOT/results)")
+    group.addoption("--pb-no-confirm", action="store_true", help="do not re-measure suspected slow-downs")
+
+
+def results_folder(config: pytest.Config) -> Path:
+    """Where baselines, runs and reports lie; the same from every working directory."""
+    chosen = config.getoption("pb_results")
+    return Path(chosen).absolute() if chosen else config.rootpath / "results"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Catches `--benchmark-compare PATH`, where pytest-benchmark takes the path for the id of a run."""
+    taken = config.getoption("benchmark_compare", [])
+    if isinstance(taken, str) and Path(taken).exists() and not taken.endswith(".json"):
+        raise pytest.UsageError(
+            f"--benchmark-compare: the path {taken!r}, should be a run id or nothing "
+            f"[write the path first: pytest {taken} --benchmark-compare]"
+        )
+
+
+def use_suite_storage(config: pytest.Config) -> None:
+    """Lets pytest-benchmark save every run under the results folder; call it from the suite's `conftest.py`."""
+    config.stash[SUITE_FOLDER] = True
+    if config.getoption("benchmark_storage", None) == DEFAULT_STORAGE:
+        config.option.benchmark_storage = f"file://{results_folder(config) / 'runs' / 'pytest-benchmark'}"
+        if not (config.getoption("benchmark_autosave") or config.getoption("benchmark_save")):
+            config.option.benchmark_autosave = "suite"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrizes the suite's fixtures with case ids."""
+    for fixture in metafunc.fixturenames:
+        family = fixture.removesuffix(SUFFIX)
+        if fixture == f"{family}{SUFFIX}" and family in FAMILIES:
+            suite = _suite(metafunc.config)
+            params = [
+                pytest.param(case_id, id=case_id, marks=suite.marks(family, case_id)) for case_id in suite.ids(family)
+            ]
+            metafunc.parametrize(fixture, params, indirect=True)
+
+
+def _suite(config: pytest.Config) -> Suite:
+    if STATE not in config.stash:
+        from pruning_bench.suite import Options, Suite
+
+        if config.getoption("numprocesses", None):
+            raise pytest.UsageError("pruning_bench: -n (xdist), should be one process: parallel runs cannot be timed")
+        chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
+        try:
+            config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
+        except PruningBenchError as problem:
+            raise pytest.UsageError(str(problem)) from None
+    return config.stash[STATE]
+
+
+class BoundCase:
+    """A case and its family, as a benchmark sees it."""
+
+    def __init__(self, suite: Suite, family: str, case_id: str) -> None:
+        self.suite, self.family, self.case_id = suite, family, case_id
+
+    def measure(self) -> None:
+        """Measures and records the case; a case that cannot be built fails in one line."""
+        try:
+            self.suite.measure(self.family, self.case_id)
+        except UnavailableError as problem:
+            pytest.skip(str(problem))
+        except PruningBenchError as problem:
+            pytest.fail(str(problem), pytrace=False)
+
+    def replay(self, benchmark: Any) -> None:
+        """Gives the recorded times of one call to pytest-benchmark, round by round."""
+        times = self.suite.times_of(self.case_id)
+        replay = self.suite.replays[self.case_id]
+        replay.load(times)
+        benchmark.extra_info["case"] = self.case_id
+        benchmark.pedantic(replay.nothing, rounds=len(times), iterations=1)
+
+
+def _bound(request: pytest.FixtureRequest, family: str) -> BoundCase:
+    return BoundCase(_suite(request.config), family, request.param)
+
+
+@pytest.fixture
+def quality_case(request: pytest.FixtureRequest) -> BoundCase:
+    """A case whose accuracy, agreement and flips are to be measured."""
+    return _bound(request, "quality")
+
+
+@pytest.fixture
+def footprint_case(request: pytest.FixtureRequest) -> BoundCase:
+    """A case whose parameters, bytes and MACs are to be measured."""
+    return _bound(request, "footprint")
+
+
+@pytest.fixture
+def latency_case(request: pytest.FixtureRequest) -> BoundCase:
+    """A case that is to be timed next to its anchor."""
+    return _bound(request, "latency")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Notes which cases were selected."""
+    if STATE in session.config.stash:
+        session.config.stash[STATE].select(dict(_selected(session)))
+
+
+def _selected(session: pytest.Session) -> Iterator[tuple[str, tuple[str, str]]]:
+    for item in session.items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        for fixture, value in params.items():
+            family = fixture.removesuffix(SUFFIX)
+            if family in FAMILIES and fixture.endswith(SUFFIX):
+                yield item.nodeid, (family, value)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Notes what became of a case."""
+    if STATE in item.config.stash and (call.when == "call" or call.excinfo):
+        suite = item.config.stash[STATE]
+        problem = call.excinfo.value if call.excinfo else None
+        skipped = isinstance(problem, pytest.skip.Exception)
+        state = "ran" if problem is None else "skipped" if skipped else "error"
+        suite.note(item.nodeid, state, str(problem).splitlines()[0] if problem and str(problem) else repr(problem))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Writes the records, then judges; an interrupted run is written and not judged."""
+    if STATE not in session.config.stash or session.config.option.collectonly:
+        return
+    suite = session.config.stash[STATE]
+    if not suite.reports_something():
+        return
+    interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    suite.write(interrupted)
+    if interrupted:
+        return
+    try:
+        verdict = suite.judge()
+    except PruningBenchError as problem:
+        suite.problem = str(problem)
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        return
+    session.exitstatus = verdict if verdict != 0 else exitstatus
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints the table and the verdict."""
+    if STATE in config.stash:
+        suite = config.stash[STATE]
+        lines = suite.summary()
+        if lines:
+            terminalreporter.section("pruning_bench", sep="=")
+            for line in lines:
+                terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, str] | None:
+    """What must match for times to be comparable, instead of everything about the machine; for suite runs only."""
+    if SUITE_FOLDER not in config.stash:
+        return None
+    from pruning_bench.environment import current
+
+    return dict(current(device=config.getoption("pb_device")).must_match)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Says in one line what differs.
+
+    pytest-benchmark's own comparison, which runs after this, crashes when its storage lies outside the working
+    directory, so that it is shown equal information; its table informs, the verdict is the suite's.
+    """
+    if SUITE_FOLDER not in config.stash:
+        return
+    then = compared_benchmark["machine_info"]
+    keys = [key for key in sorted({**machine_info, **then}) if str(machine_info.get(key)) != str(then.get(key))]
+    if keys:
+        text = f"pytest-benchmark compares with a run from another environment ({', '.join(keys)} differ)"
+        config.issue_config_time_warning(pytest.PytestWarning(text), stacklevel=2)
+    compared_benchmark["machine_info"] = machine_info

@@ -1,0 +1,135 @@
+"""Files of compressed models: safetensors beside a JSON card, written by `save` and read by `load`; never pickles.
+
+Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. A shipped
+dense checkpoint is read the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from pruning_bench import __version__, recipe
+from pruning_bench.discover import discover
+from pruning_bench.engine import Compressed
+from pruning_bench.errors import CheckpointError
+from pruning_bench.models.checkpoints import read_card, read_tensors, write_checkpoint
+from pruning_bench.models.contract import build_model
+from pruning_bench.pruning.shrink import resize_to
+from pruning_bench.quantization.affine import dequantize, quantize
+from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.fold import fold_batch_norms
+
+FORMAT = 1
+_ACTIVATION, _SCALE, _ZERO = "activation:", ":scale", ":zero_point"
+
+
+def save(
+    compressed: Compressed,
+    path: str | Path,
+    *,
+    model: str = "",
+    dataset: str = "",
+    options: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes `path` (safetensors) and its card (the same name ending in .json), each whole or not at all.
+
+    Args:
+        model, options: registered name and builder arguments, so that `load` can build the model by itself.
+        dataset: what the model was trained on.
+        about: further entries of the card.
+    Returns:
+        The card: model, options, recipe, example inputs, integer ranges, versions, sha256 of the file.
+    """
+    card = {
+        "format": FORMAT,
+        "model": model,
+        "dataset": dataset,
+        "options": dict(options or {}),
+        "recipe": str(compressed.recipe),
+        "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
+        "ranges": {name: [a.low, a.high, a.axis] for name, a in _affines(compressed.quant_plan).items()},
+        "versions": {"pruning_bench": __version__, "torch": torch.__version__},
+        **(about or {}),
+    }
+    return write_checkpoint(tensors_of(compressed), card, Path(path))
+
+
+def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
+    """Reads what `save` wrote, channel-pruned shapes included; `.model` of the result is the compressed model.
+
+    Args:
+        model: a dense model of the right class, for a file whose card names none; never changed.
+    Raises:
+        CheckpointError: missing, of the wrong digest, no safetensors file (pickles are never read), or not of this model.
+    """
+    discover()
+    path = Path(path)
+    card = read_card(path)
+    tensors = read_tensors(path, card["sha256"])
+    if model is None and not card["model"]:
+        raise CheckpointError("load", "a card that names no model", "load(path, model=...)", str(path))
+    built = copy.deepcopy(model).eval() if model is not None else build_model(card["model"], **card["options"])
+    inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in card.get("inputs", ()))
+    plan = _plan_from(tensors, card.get("ranges", {}), path)
+    state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
+    if plan is not None:
+        built = fold_batch_norms(built, inputs)
+        state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
+    built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    try:
+        built.load_state_dict(state)
+    except RuntimeError as problem:
+        raise CheckpointError("load", " ".join(str(problem).split()), "the tensors of its model", str(path)) from None
+    return Compressed(built.eval(), recipe.parse(card.get("recipe", "dense")), (), plan, inputs)
+
+
+def file_sizes(compressed: Compressed) -> tuple[int, int]:
+    """Bytes of the safetensors file that `save` writes: as it is, and zipped (zlib, level 6)."""
+    data = to_bytes(tensors_of(compressed))
+    return len(data), len(zlib.compress(data, 6))
+
+
+def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
+    """What is stored: the state of the float model; if quantized, the folded state with integer codes and scales."""
+    plan = compressed.quant_plan
+    if plan is None:
+        return {name: tensor.detach().contiguous().clone() for name, tensor in compressed.float_model.state_dict().items()}
+    folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
+    state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
+    for name, affine in plan.weights.items():
+        state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
+    for name, affine in _affines(plan).items():
+        state[name + _SCALE] = affine.scale.detach().clone()
+        state[name + _ZERO] = affine.zero_point.detach().clone()
+    return state
+
+
+def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
+    if plan is None:
+        return {}
+    return {**plan.weights, **{_ACTIVATION + point: affine for point, affine in plan.activations.items()}}
+
+
+def _plan_from(tensors: Mapping[str, Tensor], ranges: Mapping[str, Any], path: Path) -> QuantPlan | None:
+    if not ranges:
+        return None
+    try:
+        affines = {
+            name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis)
+            for name, (low, high, axis) in ranges.items()
+        }
+    except KeyError as problem:
+        raise CheckpointError("load", f"no tensor {problem}", "scales for every range of the card", str(path)) from None
+    return QuantPlan(
+        weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
+        activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
+    )

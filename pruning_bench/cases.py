@@ -1,0 +1,148 @@
+"""The grid models x recipes x runtimes, by profile, and the ids of its cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pruning_bench import recipe as grammar
+from pruning_bench.errors import PruningBenchError, UnknownNameError, closest
+from pruning_bench.registry import MODELS, RUNTIMES, STEPS
+
+COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
+FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
+_ID = re.compile(
+    r"(?P<model>[a-z0-9_:]+)-(?P<dataset>[a-z0-9_]+)/(?P<recipe>[^/]+)/(?P<runtime>[a-z0-9_]+)"
+    r"(?:-(?P<device>cuda))?(?:-t(?P<threads>\d+))?(?:-b(?P<batch>\d+))?(?:-s(?P<seed>\d+))?\Z"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the grid; a field that is added later gets a default that leaves old ids as they are.
+
+    Example:
+        >>> str(Case("resnet20", "fashion_mnist", "dense", "eager", threads=2))
+        'resnet20-fashion_mnist/dense/eager-t2'
+    """
+
+    model: str
+    dataset: str
+    recipe: str
+    runtime: str
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+
+    def __str__(self) -> str:
+        device = "" if self.device == "cpu" else f"-{self.device}"
+        threads = "" if self.threads == 1 else f"-t{self.threads}"
+        batch = "" if self.batch == 1 else f"-b{self.batch}"
+        seed = "" if self.seed == 0 else f"-s{self.seed}"
+        return f"{self.model}-{self.dataset}/{self.recipe}/{self.runtime}{device}{threads}{batch}{seed}"
+
+    @property
+    def dense(self) -> Case:
+        """The anchor: the dense model, everything else the same."""
+        return replace(self, recipe="dense", seed=0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recipe changes weights by gradient, so that seeds are the unit of its accuracy."""
+        methods = [STEPS[step.name] for step in grammar.parse(self.recipe).steps()]
+        return any(getattr(method.tags, "trains_weights", False) for method in methods)
+
+
+def parse_id(text: str) -> Case:
+    """The case of an id; raises `PruningBenchError` when it is none.
+
+    Example:
+        >>> parse_id("resnet20-fashion_mnist/static:w8a8/onnxruntime-t2").threads
+        2
+    """
+    match = _ID.match(text)
+    if not match:
+        raise PruningBenchError("case", repr(text), "model-dataset/recipe/runtime[-cuda][-tN][-bN][-sN]")
+    words = {key: value for key, value in match.groupdict().items() if value is not None}
+    numbers: dict[str, Any] = {key: int(words.pop(key)) for key in ("threads", "batch", "seed") if key in words}
+    return Case(**words, **numbers)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a run covers.
+
+    Args:
+        recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
+        seeds: how many seeds a recipe that trains is run with; further seeds only in eager, for accuracy.
+    """
+
+    name: str
+    recipes: tuple[str, ...] = FAMILIES
+    examples: bool = False
+    threads: tuple[int, ...] = (1,)
+    seeds: int = 1
+
+
+PROFILES = {
+    "smoke": Profile("smoke"),
+    "ci": Profile("ci", examples=True, seeds=5),
+    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5),
+}
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name; raises `UnknownNameError`."""
+    if name not in PROFILES:
+        raise UnknownNameError("profile", repr(name), closest(name, PROFILES))
+    return PROFILES[name]
+
+
+def recipes_of(chosen: Profile) -> tuple[str, ...]:
+    """Canonical recipes of a profile: its own, then the `examples` that methods carry."""
+    texts = list(chosen.recipes)
+    if chosen.examples:
+        texts += [text for name in STEPS for text in getattr(STEPS[name], "examples", ())]
+    return tuple(dict.fromkeys(str(grammar.parse(text)) for text in texts))
+
+
+def grid(
+    chosen: Profile,
+    models: Iterable[tuple[str, str]],
+    *,
+    recipes: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
+    threads: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> list[Case]:
+    """The cases of a profile, or of the user's own choice of recipes, runtimes and threads.
+
+    Args:
+        models: (model, data set) pairs.
+    """
+    texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
+    names = tuple(RUNTIMES) if runtimes is None else tuple(runtimes)
+    cases: dict[Case, None] = {}
+    for model, dataset in models:
+        for text in texts:
+            for name in names:
+                for count in threads or chosen.threads:
+                    cases[Case(model, dataset, text, name, device, count)] = None
+            first = Case(model, dataset, text, names[0], device)
+            cases.update(dict.fromkeys(_more_seeds(first, chosen.seeds)))
+    return list(cases)
+
+
+def _more_seeds(case: Case, seeds: int) -> Iterator[Case]:
+    if seeds > 1 and case.trains:
+        yield from (replace(case, seed=seed) for seed in range(1, seeds))
+
+
+def reference_pairs(datasets: Iterable[str]) -> list[tuple[str, str]]:
+    """(model, data set) pairs that have a shipped checkpoint."""
+    from pruning_bench.models.checkpoints import checkpoint_path
+
+    return [(m, d) for m in MODELS for d in datasets if checkpoint_path(m, d).is_file()]

@@ -1,0 +1,150 @@
+"""The command line: `pruning-bench list | train | compress | judge | accept`.
+
+Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning_bench import __version__
+from pruning_bench.errors import PruningBenchError, UnknownNameError, closest
+
+BAD_INPUT = 2
+KINDS = ("methods", "models", "datasets", "runtimes", "metrics", "profiles")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's mistake ends in one line on standard error and status 2."""
+    parser = _parser()
+    try:
+        chosen = parser.parse_args(arguments)
+        return int(chosen.run(chosen))
+    except PruningBenchError as problem:
+        print(f"pruning-bench: {problem}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("pruning-bench: interrupted; files are as they were", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pruning-bench", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("--version", action="version", version=f"pruning-bench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="what is registered: methods, models, data sets, runtimes, metrics")
+    listing.add_argument("kind", nargs="?", default=None, metavar="KIND", help=f"one of {', '.join(KINDS)}; all if left out")
+    listing.set_defaults(run=_list)
+
+    training = commands.add_parser("train", help="train a reference model and write its checkpoint", formatter_class=_Formatter)
+    _add_training(training)
+
+    making = commands.add_parser("compress", help="run a recipe on a trained model and write the result")
+    making.add_argument("model", help="a registered model with a shipped checkpoint, or the path of a checkpoint")
+    making.add_argument("recipe", help="for instance l1_filter:0.5+finetune:2+static:w8a8")
+    making.add_argument("-o", "--output", required=True, type=Path, help="the safetensors file to write")
+    making.add_argument("--dataset", default="fashion_mnist", help="data to calibrate and train on (default: %(default)s)")
+    making.add_argument("--data", type=Path, default=None, help="folder of the full data; the shipped part if left out")
+    making.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    making.add_argument("--force", action="store_true", help="overwrite the output")
+    making.set_defaults(run=_compress)
+
+    judging = commands.add_parser("judge", help="judge a recorded run against the baselines again; needs no torch")
+    judging.add_argument("--require", action="append", default=[], metavar="RUNTIME", help="fail where it was not there")
+    judging.set_defaults(run=_judge)
+
+    accepting = commands.add_parser("accept", help="make a run the baseline, deliberately")
+    accepting.add_argument("--only", action="append", default=None, metavar="CASE", help="only this case; repeatable")
+    accepting.add_argument("--reason", required=True, help="why; it is kept with every line that changes")
+    part = accepting.add_mutually_exclusive_group()
+    part.add_argument("--portable", action="store_true", help="only what does not depend on the machine")
+    part.add_argument("--times", action="store_true", help="only times")
+    accepting.add_argument("--data", type=Path, default=None, help="folder of the full data, if the run used it")
+    accepting.set_defaults(run=_accept)
+    for command in (judging, accepting):
+        command.add_argument("run_id", metavar="RUN", help="id (or its beginning), file, or 'latest'")
+        command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    from pruning_bench.training import command
+
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from pruning_bench.listing import rows_of
+
+    if chosen.kind is not None and chosen.kind not in KINDS:
+        raise UnknownNameError("list", repr(chosen.kind), closest(chosen.kind, KINDS))
+    for kind in [chosen.kind] if chosen.kind else KINDS:
+        header, rows = rows_of(kind)
+        print(f"{kind}\n{tabulate(rows, headers=header, tablefmt='simple')}\n")
+    return 0
+
+
+def _compress(chosen: argparse.Namespace) -> int:
+    from pruning_bench.artifacts import file_sizes, save
+    from pruning_bench.metrics.cost import count_cost
+    from pruning_bench.models.checkpoints import checkpoint_path, load_checkpoint, read_card
+    from pruning_bench.progress import progress_bar
+    from pruning_bench.workbench import Workbench, compress_with
+
+    if chosen.output.exists() and not chosen.force:
+        raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(chosen.output))
+    if chosen.output.suffix != ".safetensors":
+        raise PruningBenchError("compress", f"-o {chosen.output.name}", "a name ending in .safetensors")
+    bench = Workbench(folder=chosen.data, full=chosen.data is not None)
+    path = Path(chosen.model) if "/" in chosen.model or "." in chosen.model else checkpoint_path(chosen.model, chosen.dataset)
+    _known_model(chosen.model, path)
+    dense, card = load_checkpoint(path), read_card(path)
+    with progress_bar() as progress:
+        made = compress_with(dense, chosen.recipe, bench.dataset(chosen.dataset), seed=chosen.seed, progress=progress)
+    about = {"seed": chosen.seed, "checkpoint": card["sha256"]}
+    save(made, chosen.output, model=card["model"], dataset=card["dataset"], options=card["options"], about=about)
+    before, after = count_cost(dense, made.example_inputs), count_cost(made.float_model, made.example_inputs)
+    size, zipped = file_sizes(made)
+    print(f"{chosen.output}: {size} bytes ({zipped} zipped), {path.stat().st_size / size:.2f} times smaller than dense")
+    print(f"MACs {after.macs} of {before.macs}, parameters {after.params} of {before.params}, nonzero {after.nonzeros}")
+    return 0
+
+
+def _known_model(name: str, path: Path) -> None:
+    """A name that is neither a file nor registered gets the closest names instead of a missing file."""
+    from pruning_bench.registry import MODELS
+
+    if not path.is_file() and "/" not in name and "." not in name:
+        MODELS[name]
+
+
+def _judge(chosen: argparse.Namespace) -> int:
+    from pruning_bench import reviewing
+
+    report = reviewing.review(chosen.results, chosen.run_id, require=chosen.require)
+    print("\n".join(report.lines))
+    return report.exit_status
+
+
+def _accept(chosen: argparse.Namespace) -> int:
+    from pruning_bench import accepting
+
+    part: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
+    print(accepting.accept(chosen.results, chosen.run_id, only=chosen.only, reason=chosen.reason, part=part, data=chosen.data))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

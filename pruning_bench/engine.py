@@ -1,0 +1,153 @@
+"""Runs a recipe on a model: the only place that builds a changed model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench import recipe as grammar
+from pruning_bench.contracts import Context
+from pruning_bench.datasets.contract import Split
+from pruning_bench.discover import discover
+from pruning_bench.errors import ModelError, PluginError
+from pruning_bench.pruning import shrink
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
+from pruning_bench.pruning.masks import apply_masks
+from pruning_bench.quantization import lower
+from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
+
+Plan: TypeAlias = MaskPlan | ChannelPlan | QuantPlan
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model that a recipe was run on.
+
+    Args:
+        float_model: the model just before quantization; all of it when the recipe does not quantize.
+        recipe: what was run.
+        plans: what the methods decided, in order.
+        quant_plan: how the runtimes quantize `float_model`, or None.
+        example_inputs: positional arguments of the forward.
+        dense: the model that came in, for the masked twin; None when this was loaded from a file.
+    """
+
+    float_model: nn.Module
+    recipe: grammar.Recipe
+    plans: tuple[Plan, ...] = ()
+    quant_plan: QuantPlan | None = None
+    example_inputs: tuple[Tensor, ...] = ()
+    dense: nn.Module | None = None
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The compressed model, a plain `nn.Module`; for a recipe that quantizes, its simulation in float."""
+        if self.quant_plan is None:
+            return self.float_model
+        return lower.simulate(self.quant_plan, self.float_model, self.example_inputs)
+
+    @functools.cached_property
+    def masked_twin(self) -> nn.Module:
+        """The model with the dense one's names and shapes, zero where the plans removed, else the weights of `float_model`.
+
+        Raises:
+            ModelError: loaded from a file, so that the dense model is not known.
+        """
+        if self.dense is None:
+            raise ModelError("masked_twin", "no dense model", "the result of compress(), not of load()")
+        plans = [plan for plan in self.plans if not isinstance(plan, QuantPlan)]
+        return shrink.expand(self.float_model, self.dense, plans)
+
+
+def compress(
+    model: nn.Module,
+    recipe: str | grammar.Recipe,
+    *,
+    example_inputs: tuple[Tensor, ...],
+    calibration: Sequence[tuple[Tensor, ...]] | None = None,
+    train: Split | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Runs `recipe` on a copy of `model`.
+
+    Args:
+        model: never changed.
+        recipe: text of the grammar in `pruning_bench.recipe`, or a parsed recipe.
+        example_inputs: positional arguments of the forward, batch first.
+        calibration: batches of inputs for methods that look at activations.
+        train: labelled examples for steps that train.
+        seed: of everything random.
+        progress: called as `progress(message, done, total)`.
+    Raises:
+        RecipeError, UnknownNameError, LevelError: the recipe.
+        ModelError: non-finite weights, nothing prunable, a model that cannot be exported ...
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> compressed = compress(net, "magnitude:0.5", example_inputs=(torch.zeros(1, 8),))
+        >>> int((compressed.model[0].weight == 0).sum())
+        32
+    """
+    discover()
+    _check_inputs(model, example_inputs)
+    parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
+    steps = list(parsed.steps())
+    dense = copy.deepcopy(model).eval()
+    state = _State(copy.deepcopy(dense))
+    for index, step in enumerate(steps):
+        if progress:
+            progress(str(step), index, len(steps))
+        if state.quant_plan is not None:
+            raise ModelError("compress", f"{step} after quantization", "quantization as the last step", str(parsed))
+        generator = torch.Generator().manual_seed(seed * 1009 + index)
+        context = Context(
+            example_inputs, generator, calibration, train, seed, *([progress] if progress else [])
+        )
+        state.run(step, context)
+    return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
+
+
+class _State:
+    """The model on its way through a recipe."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.plans: list[Plan] = []
+        self.active: list[MaskPlan] = []  # masks in the model's present shapes, for steps that train
+        self.quant_plan: QuantPlan | None = None
+
+    def run(self, step: grammar.Step, context: Context) -> None:
+        method = step.method()
+        if not isinstance(method.tags, (PruningTags, QuantizationTags)):
+            method.run(self.model, step.level, tuple(self.active), context)
+            self.model.eval()
+            return
+        plan = method.plan(self.model, step.level, context)
+        self.plans.append(plan)
+        if isinstance(plan, MaskPlan):
+            apply_masks(self.model, plan)
+            self.active.append(plan)
+        elif isinstance(plan, ChannelPlan):
+            self.model = shrink.apply_channels(self.model, plan)
+            self.active = [shrink.shrink_masks(mask, plan) for mask in self.active]
+        elif isinstance(plan, QuantPlan):
+            self.quant_plan = plan
+        else:
+            raise PluginError(method.name, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan")
+
+
+def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+    if not isinstance(example_inputs, tuple) or not example_inputs:
+        found = f"example_inputs of type {type(example_inputs).__name__}"
+        raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError("compress", f"{bad} non-finite values", "finite weights", name)

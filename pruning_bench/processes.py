@@ -1,0 +1,83 @@
+"""Latency in fresh processes: the process is the unit, since memory layout and thread placement differ between them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pruning_bench.artifacts import save
+from pruning_bench.cases import Case, parse_id
+from pruning_bench.engine import Progress
+from pruning_bench.errors import PruningBenchError
+from pruning_bench.records import Measurement, read_measurement
+from pruning_bench.registry import MODELS, RUNTIMES
+from pruning_bench.workbench import Workbench
+
+
+def measure_afresh(
+    bench: Workbench, case_ids: Iterable[str], processes: int, *, seed: int = 0, progress: Progress | None = None
+) -> list[list[Measurement]]:
+    """Latency measurements of the cases, one list a process.
+
+    Args:
+        bench: makes the models, once; the processes read them from files.
+        processes: how many fresh processes, one after the other.
+        seed: of the order of cases and blocks; each process adds its number.
+    Raises:
+        PruningBenchError: a process failed; ends with its last line.
+    """
+    cases = [parse_id(case_id) for case_id in case_ids]
+    with tempfile.TemporaryDirectory(prefix="pruning_bench-") as folder:
+        request = {
+            "cases": [str(case) for case in cases],
+            "artifacts": _save_models(bench, cases, Path(folder)),
+            "imports": _user_files(),
+            "folder": str(bench.folder) if bench.folder else None,
+            "full": bench.full,
+        }
+        results = []
+        for number in range(processes):
+            if progress:
+                progress("fresh processes", number, processes)
+            results.append(_run({**request, "seed": seed + number}, Path(folder), number))
+        return results
+
+
+def _save_models(bench: Workbench, cases: Sequence[Case], folder: Path) -> dict[str, str]:
+    """Writes every model that the cases need, and names the files by the first case that needs them."""
+    files: dict[str, str] = {}
+    seen = set()
+    for case in [*cases, *(case.dense for case in cases)]:
+        key = (case.model, case.dataset, case.recipe, case.seed)
+        if key not in seen:
+            seen.add(key)
+            file = folder / f"{len(files)}.safetensors"
+            card = bench.card(case)
+            save(bench.compressed(case), file, model=card["model"], dataset=case.dataset, options=card["options"])
+            files[str(case)] = str(file)
+    return files
+
+
+def _user_files() -> list[str]:
+    """Files outside the package that registered a model or runtime; a fresh process must import them too."""
+    package = Path(__file__).parent
+    definitions = [type(RUNTIMES[name]) for name in RUNTIMES] + [MODELS[name].build for name in MODELS]
+    files = {Path(inspect.getfile(definition)).resolve() for definition in definitions}
+    return sorted(str(file) for file in files if package not in file.parents)
+
+
+def _run(request: dict[str, object], folder: Path, number: int) -> list[Measurement]:
+    asked, answer = folder / f"request-{number}.json", folder / f"answer-{number}.jsonl"
+    asked.write_text(json.dumps({**request, "output": str(answer)}), encoding="utf-8")
+    command = [sys.executable, "-m", "pruning_bench.worker", str(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not answer.is_file():
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PruningBenchError("fresh process", f"exit status {done.returncode} ({last})", "0")
+    lines = answer.read_text(encoding="utf-8").splitlines()
+    return [read_measurement(json.loads(line), f"{answer.name}:{row}") for row, line in enumerate(lines, 1)]

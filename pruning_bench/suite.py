@@ -1,0 +1,206 @@
+"""One run of the suite as the pytest plug-in sees it: which cases, what they recorded, what the judge says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from pruning_bench import cases, environment, reviewing
+from pruning_bench.cases import Case, parse_id
+from pruning_bench.discover import discover
+from pruning_bench.errors import PruningBenchError
+from pruning_bench.measuring import FAMILIES
+from pruning_bench.processes import measure_afresh
+from pruning_bench.records import CaseState, CaseStatus, Environment, Measurement, Run, write_run
+from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plug-in's options by their names without `pb_`."""
+
+    NAMES: ClassVar = ("profile", "model", "recipe", "runtime", "require", "threads", "device", "dataset", "data", "no_confirm")
+
+    results: Path
+    profile: str = "smoke"
+    model: list[str] | None = None
+    recipe: list[str] | None = None
+    runtime: list[str] | None = None
+    require: list[str] | None = None
+    threads: list[int] | None = None
+    device: str = "cpu"
+    dataset: str | None = None
+    data: str | None = None
+    no_confirm: bool = False
+
+
+class Replay:
+    """A timer for pytest-benchmark that lets recorded times pass instead of real ones."""
+
+    __name__ = "replayed_interleaved_samples"
+    __module__ = "pruning_bench"
+
+    def __init__(self) -> None:
+        self._readings: list[float] = []
+
+    def load(self, times: tuple[float, ...]) -> None:
+        """Takes seconds per call; each round reads the clock before and after."""
+        now, self._readings = 0.0, []
+        for seconds in times:
+            self._readings += [now, now + seconds]
+            now += seconds
+        self._readings.reverse()
+
+    def __call__(self) -> float:
+        return self._readings.pop()
+
+    def nothing(self) -> None:
+        """What pytest-benchmark calls between two readings; the measuring is done already."""
+
+
+class Suite:
+    """State of one run."""
+
+    def __init__(self, options: Options) -> None:
+        discover()
+        self.options = options
+        self.profile = cases.profile(options.profile)
+        self._check_names()
+        datasets = [options.dataset] if options.dataset else list(DATASETS)
+        pairs = cases.reference_pairs(datasets)
+        if not pairs:
+            raise PruningBenchError("suite", "no trained model", "a checkpoint for a registered model and data set")
+        self.whole = cases.grid(self.profile, cases.reference_pairs(DATASETS), device=options.device)
+        chosen = [(m, d) for m, d in pairs if not options.model or m in options.model]
+        self.grid = cases.grid(
+            self.profile,
+            chosen,
+            recipes=options.recipe,
+            runtimes=options.runtime,
+            threads=options.threads,
+            device=options.device,
+        )
+        self.environment: Environment = environment.current(device=options.device)
+        folder = Path(options.data) if options.data else None
+        self.bench = Workbench(folder=folder, full=folder is not None)
+        self.created = datetime.now(timezone.utc)
+        self.replays: dict[str, Replay] = {}
+        self.problem = ""
+        self._items: dict[str, tuple[str, str]] = {}
+        self._states: dict[str, tuple[CaseState, str]] = {}
+        self._measured: dict[tuple[str, str], list[Measurement]] = {}
+        self._confirmations: list[Measurement] = []
+        self._review: reviewing.Review | None = None
+
+    def _check_names(self) -> None:
+        for name in self.options.model or ():
+            MODELS[name]
+        for name in [*(self.options.runtime or ()), *(self.options.require or ())]:
+            RUNTIMES[name]
+        if self.options.dataset:
+            DATASETS[self.options.dataset]
+        for count in self.options.threads or ():
+            if count < 1:
+                raise PruningBenchError("--pb-threads", str(count), ">= 1")
+
+    def ids(self, family: str) -> list[str]:
+        """Ids of the chosen cases that belong to a family."""
+        return [str(case) for case in self.grid if FAMILIES[family].covers(case)]
+
+    def marks(self, family: str, case_id: str) -> list[pytest.MarkDecorator]:
+        """Marks of a parametrized case: for latency, the timer that replays its samples and its group in the table."""
+        if family != "latency":
+            return []
+        replay = self.replays.setdefault(case_id, Replay())
+        case = parse_id(case_id)
+        return [pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
+
+    def select(self, items: Mapping[str, tuple[str, str]]) -> None:
+        """Notes the tests that were selected: node id -> (family, case id)."""
+        self._items = dict(items)
+
+    def measure(self, family: str, case_id: str) -> None:
+        """Measures a case and keeps what it records."""
+        self._measured[family, case_id] = FAMILIES[family].measure(self.bench, parse_id(case_id))
+
+    def times_of(self, case_id: str) -> tuple[float, ...]:
+        """Seconds per call of a case that was just timed."""
+        return next(m.samples for m in self._measured["latency", case_id] if m.metric == "latency")
+
+    def note(self, node_id: str, state: CaseState, reason: str) -> None:
+        """Notes how the test of a case ended."""
+        if node_id in self._items:
+            self._states[node_id] = (state, reason if state != "ran" else "")
+
+    def reports_something(self) -> bool:
+        """Whether any case of the suite was selected."""
+        return bool(self._items)
+
+    def statuses(self) -> tuple[CaseStatus, ...]:
+        """What became of every case of the whole grid and of every chosen one."""
+        by_case: dict[str, list[tuple[str, CaseState, str]]] = {}
+        for node, (family, case_id) in self._items.items():
+            state, reason = self._states.get(node, ("not_run", ""))
+            by_case.setdefault(case_id, []).append((family, state, reason))
+        everything = dict.fromkeys([*self.whole, *self.grid])
+        return tuple(_status(case, by_case.get(str(case), [])) for case in everything)
+
+    def run(self, interrupted: bool = False) -> Run:
+        """The record of this run so far."""
+        return Run(
+            id=f"{self.created:%Y%m%dT%H%M%S}-{self.profile.name}",
+            created=self.created.isoformat(timespec="seconds"),
+            profile=self.profile.name,
+            environment=self.environment,
+            cases=self.statuses(),
+            measurements=tuple([m for part in self._measured.values() for m in part] + self._confirmations),
+            interrupted=interrupted,
+        )
+
+    @functools.cached_property
+    def file(self) -> Path:
+        """Where the run is recorded."""
+        return self.options.results / "runs" / f"{self.run().id}.jsonl"
+
+    def write(self, interrupted: bool) -> None:
+        """Writes the records, before anything is judged."""
+        write_run(self.run(interrupted), self.file)
+
+    def judge(self) -> int:
+        """Judges the run, confirming suspected slow-downs in fresh processes; returns the exit status."""
+        confirm = None if self.options.no_confirm else self._measure_afresh
+        self._review = reviewing.review_run(
+            self.options.results, self.run(), require=tuple(self.options.require or ()), confirm=confirm
+        )
+        if self._review.run.measurements != self.run().measurements:
+            write_run(self._review.run, self.file)
+        self._review.write_reports(self.options.results / "reports")
+        return self._review.exit_status
+
+    def _measure_afresh(self, case_ids: list[str], processes: int) -> list[list[Measurement]]:
+        return measure_afresh(self.bench, case_ids, processes, seed=1000)
+
+    def summary(self) -> list[str]:
+        """Lines for the terminal."""
+        if self.problem:
+            return [self.problem]
+        return list(self._review.lines) if self._review else []
+
+
+def _status(case: Case, ended: list[tuple[str, CaseState, str]]) -> CaseStatus:
+    """The worst of what a case's tests ended in, and the metrics that were due from those that ran to their end."""
+    due = tuple(metric for family, state, _ in ended if state == "ran" for metric in FAMILIES[family].due(case))
+    for state in ("error", "skipped", "not_run", "ran"):
+        for _, found, reason in ended:
+            if found == state:
+                return CaseStatus(str(case), found, reason, due, case.trains)
+    return CaseStatus(str(case), "deselected", "", (), case.trains)
+
+

@@ -1,0 +1,125 @@
+"""What the cases of one run share, each made once: data, dense models, compressed models, sessions, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.cases import Case
+from pruning_bench.datasets.contract import Dataset, load_dataset
+from pruning_bench.discover import discover
+from pruning_bench.engine import Compressed, Progress, compress
+from pruning_bench.errors import UnavailableError
+from pruning_bench.models.checkpoints import checkpoint_path, load_reference, read_card
+from pruning_bench.registry import RUNTIMES
+from pruning_bench.runtimes.contract import Session
+
+CALIBRATION_IMAGES = 512
+CALIBRATION_BATCH = 64
+QUALITY_BATCH = 256
+T = TypeVar("T")
+
+
+@dataclass
+class Workbench:
+    """Builds what cases need, each thing once.
+
+    Args:
+        folder: where the full data lies; None looks in the usual places.
+        full: train and calibrate on the full training split instead of the shipped part.
+        progress: told of every build.
+    """
+
+    folder: Path | None = None
+    full: bool = False
+    progress: Progress | None = None
+    _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        discover()
+
+    def dataset(self, name: str) -> Dataset:
+        """The data set, loaded once."""
+        return self._once(("dataset", name), lambda: load_dataset(name, self.folder, full=self.full))
+
+    def dense(self, case: Case) -> nn.Module:
+        """The trained dense model of a case."""
+        return self._once(("dense", case.model, case.dataset), lambda: load_reference(case.model, case.dataset))
+
+    def card(self, case: Case) -> dict[str, Any]:
+        """The card of the checkpoint that the dense model was read from."""
+        return self._once(("card", case.model, case.dataset), lambda: read_card(checkpoint_path(case.model, case.dataset)))
+
+    def example_inputs(self, case: Case) -> tuple[Tensor, ...]:
+        """One training example as positional arguments of the forward."""
+        return (self.dataset(case.dataset).train.inputs(slice(0, 1)),)
+
+    def compressed(self, case: Case) -> Compressed:
+        """The model of a case, compressed once per (model, data set, recipe, seed)."""
+        key = ("compressed", case.model, case.dataset, case.recipe, case.seed)
+        return self._once(key, lambda: self._compress(case))
+
+    def session(self, case: Case, threads: int | None = None) -> Session:
+        """A session of the case's runtime; raises `UnavailableError` when the runtime cannot run here."""
+        threads = case.threads if threads is None else threads
+        key = ("session", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device, threads)
+        return self._once(key, lambda: self._build(case, threads))
+
+    def logits(self, case: Case) -> Tensor:
+        """float32 [N, classes]: the case's outputs on the test split; with all cores, since only the numbers count."""
+        cores = torch.get_num_threads()
+        key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device)
+        return self._once(key, lambda: self._run(self.session(case, cores).run, case))
+
+    def simulated_logits(self, case: Case) -> Tensor:
+        """float32 [N, classes]: what the runtime should give, from the float graph in eager."""
+        key = ("simulated", case.model, case.dataset, case.recipe, case.seed)
+        return self._once(key, lambda: self._run(torch.inference_mode()(self.compressed(case).model), case))
+
+    def put(self, case: Case, compressed: Compressed) -> None:
+        """Takes a compressed model that was read from a file instead of making it."""
+        self._made["compressed", case.model, case.dataset, case.recipe, case.seed] = compressed
+
+    def _compress(self, case: Case) -> Compressed:
+        dataset = self.dataset(case.dataset)
+        return compress_with(self.dense(case), case.recipe, dataset, seed=case.seed, progress=self.progress)
+
+    def _build(self, case: Case, threads: int) -> Session:
+        runtime = RUNTIMES[case.runtime]
+        if reason := runtime.available(case.device):
+            raise UnavailableError(case.runtime, reason, "available", str(case))
+        session: Session = runtime.build(
+            self.compressed(case), self.example_inputs(case), threads=threads, device=case.device
+        )
+        return session
+
+    def _run(self, run: Callable[..., Tensor], case: Case) -> Tensor:
+        test = self.dataset(case.dataset).test
+        return torch.cat([run(inputs).float().cpu() for inputs, _ in test.batches(QUALITY_BATCH)])
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
+def compress_with(
+    dense: nn.Module, recipe: str, dataset: Dataset, *, seed: int = 0, progress: Progress | None = None
+) -> Compressed:
+    """Compresses with the data of a data set: an example, calibration batches and training examples of its train split."""
+    drawn = dataset.train.sample(CALIBRATION_IMAGES, torch.Generator().manual_seed(seed))
+    return compress(
+        dense,
+        recipe,
+        example_inputs=(dataset.train.inputs(slice(0, 1)),),
+        calibration=[(inputs,) for inputs, _ in drawn.batches(CALIBRATION_BATCH)],
+        train=dataset.train,
+        seed=seed,
+        progress=progress,
+    )
