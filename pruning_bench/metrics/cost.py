@@ -1,0 +1,187 @@
+"""What a model costs on paper: parameters, nonzeros, multiply-accumulates (MACs); exact, the same on every machine.
+
+MACs are counted on the operations that a forward pass of one example really dispatches, so groups, strides, dilation,
+padding, transposed convolutions, attention and recurrent layers need no rule per module. A multiplication with a zero
+of the padding counts, as is usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from pruning_bench.errors import ModelError
+
+ATEN = torch.ops.aten
+ACTIVATIONS = "(activations)"
+# Position of the two factors among the arguments: out[..., n, m] = sum_k a[..., n, k] b[..., k, m].
+_PRODUCTS: Mapping[Any, tuple[int, int]] = {
+    ATEN.mm: (0, 1),
+    ATEN.bmm: (0, 1),
+    ATEN.mv: (0, 1),
+    ATEN.dot: (0, 1),
+    ATEN.addmm: (1, 2),
+    ATEN.baddbmm: (1, 2),
+    ATEN.addbmm: (1, 2),
+    ATEN.addmv: (1, 2),
+}
+_CONVOLUTIONS = (ATEN.convolution, ATEN._convolution)
+_RECURRENT = (ATEN.mkldnn_rnn_layer,)
+_REFUSED = (ATEN._trilinear, ATEN._cudnn_rnn, ATEN.miopen_rnn, ATEN.quantized_lstm)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """MACs of one weight.
+
+    Args:
+        name: parameter (or buffer) name; `(activations)` for products of two activations, as in attention.
+        macs: all, for one example.
+        macs_effective: those whose weight is not zero; equal to `macs` for products of two activations.
+    """
+
+    name: str
+    macs: int
+    macs_effective: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one model.
+
+    Args:
+        params: number of parameters, shared ones once; buffers do not count.
+        nonzeros: those that are not zero.
+        layers: MACs for one example by weight, in the order of first use.
+    """
+
+    params: int
+    nonzeros: int
+    layers: tuple[LayerCost, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one example."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def macs_effective(self) -> int:
+        """Multiply-accumulates of one example whose weight is not zero: what a perfect sparse kernel would run."""
+        return sum(layer.macs_effective for layer in self.layers)
+
+
+def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
+    """Parameters, nonzeros and MACs of `model` for one example.
+
+    A product of a weight W [.., k, m] with n rows costs `n * numel(W)` and effectively `n * nonzeros(W)`; a convolution
+    the same with n = output positions (input positions when transposed). Computed weights (W * mask, low-rank factors)
+    count by the zeros of what is multiplied.
+
+    Args:
+        model: as it would be timed but in float; for a recipe that quantizes, the float model before it. Not changed.
+        example_inputs: positional arguments of the forward, tensors batch first; only the first example is run.
+    Raises:
+        ModelError: an operation that multiplies and that this count does not know.
+
+    Example:
+        >>> layer = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4)
+        >>> count_cost(layer, (torch.zeros(5, 8, 32, 32),)).macs == 16 * 16 * 16 * (8 // 4) * 3 * 3
+        True
+    """
+    params = list(model.parameters())
+    first = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in example_inputs)
+    counter = _Counter(model)
+    with _plain_kernels(), _eval(model), torch.no_grad(), counter:
+        model(*first)
+    return Cost(
+        params=sum(p.numel() for p in params),
+        nonzeros=sum(int(p.count_nonzero()) for p in params),
+        layers=tuple(LayerCost(name, *macs) for name, macs in counter.macs.items()),
+    )
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts MACs of what is dispatched, and follows which tensors are weights or made of weights alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: dict[str, tuple[int, int]] = {}
+        self._weights: dict[int, tuple[str, Tensor]] = {}  # holds the tensor, so that its address is not given away
+        for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+            self._weights[_address(tensor)] = (name, tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self._count(func.overloadpacket, args, out)
+        self._follow((args, kwargs), out)
+        return out
+
+    def _count(self, op: Any, args: tuple[Any, ...], out: Any) -> None:
+        if op in _PRODUCTS:
+            a, b = (args[position] for position in _PRODUCTS[op])
+            self._add(a.numel() * (b.shape[-1] if b.ndim > 1 else 1), a, b)
+        elif op in _CONVOLUTIONS:
+            inputs, weight, transposed = args[0], args[1], args[6]
+            positions = inputs.shape[0] * math.prod((inputs if transposed else out).shape[2:])
+            self._add(positions * weight.numel(), weight)
+        elif op in _RECURRENT:
+            for weight in args[1:3]:
+                self._add(args[0].shape[0] * args[0].shape[1] * weight.numel(), weight)
+        elif op in flop_registry or op in _REFUSED:
+            raise ModelError("macs", f"operation {op}", "one whose multiplications are known")
+
+    def _add(self, macs: int, *factors: Tensor) -> None:
+        weight = next((x for x in reversed(factors) if _address(x) in self._weights), None)
+        name = ACTIVATIONS if weight is None else self._weights[_address(weight)][0]
+        # Every element of a weight is used equally often, so the division leaves no rest.
+        effective = macs if weight is None or not macs else macs // weight.numel() * int(weight.count_nonzero())
+        before = self.macs.get(name, (0, 0))
+        self.macs[name] = (before[0] + macs, before[1] + effective)
+
+    def _follow(self, inputs: Any, out: Any) -> None:
+        sources = [self._weights.get(_address(x)) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        if not sources or None in sources:
+            return
+        name = sources[0][0]  # type: ignore[index]
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor):
+                self._weights.setdefault(_address(made), (name, made))
+
+
+def _address(tensor: Tensor) -> int:
+    """The same for a tensor and its views."""
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Attention as the matrix products it is made of; the fused kernels hide their multiplications."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
