@@ -100,7 +100,7 @@ def register(metric: Metric) -> Metric:
 
 
 def metric(*, unit: str, better: Better, rule: Rule = "shown", version: int = 1) -> Callable[[Compute], Compute]:
-    """Registers a function `Evaluation -> float` as a metric under its own name; its docstring's first line describes it.
+    """Registers a function `Evaluation -> float` as a metric under its own name and the first line of its docstring.
 
     Args:
         rule: "exact" or "shown"; the other rules need more than one number.
