@@ -11,7 +11,9 @@ of the method's fields, numbers in their shortest spelling.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +27,11 @@ DTYPES = ("bf16", "fp16", "fp32", "fp8")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LEVEL = re.compile(r"[^,+()=:\s]+")
 _VALUE = re.compile(r"[A-Za-z0-9_.-]+")
-_COUNT = re.compile(r"[0-9]+")
-_N_OF_M = re.compile(r"([0-9]+)of([0-9]+)\Z")
-_BITS = re.compile(r"w([0-9]+)(?:a([0-9]+))?\Z")
+_COUNT = re.compile(r"[0-9]{1,6}")
+_N_OF_M = re.compile(r"([0-9]{1,6})of([0-9]{1,6})\Z")
+_BITS = re.compile(r"w([0-9]{1,3})(?:a([0-9]{1,3}))?\Z")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?\Z")
+_DEEPEST = 20  # repeats inside repeats; Python's own stack would end a much deeper recipe without a word about it
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,12 @@ class Number:
 
     value: float
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise LevelError(WHO, f"level {self.value}", "finite")
+
     def __str__(self) -> str:
-        return format(self.value, ".12g")
+        return _spell(float(self.value))
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,11 @@ def as_level(level: Level | float | int | str | None) -> Level | None:
         raise LevelError(WHO, f"level {level}", "a number, N of M, bits or a dtype")
     if isinstance(level, (int, float)):
         return Number(float(level))
-    return _level(level, level, 0) if isinstance(level, str) else level
+    if isinstance(level, str):
+        return _level(level, level, 0)
+    if level is not None and not isinstance(level, Level):
+        raise LevelError(WHO, f"level {level!r}", "a number, N of M, bits or a dtype")
+    return level
 
 
 def sparsity_of(who: str, level: Level | float | int | str | None) -> float:
@@ -207,7 +218,7 @@ def parse(text: str, registry: Registry[Any] = STEPS) -> Recipe:
 
 class _Parser:
     def __init__(self, text: str, registry: Registry[Any]) -> None:
-        self.text, self.registry, self.at = text, registry, 0
+        self.text, self.registry, self.at, self.depth = text, registry, 0, 0
 
     def whole(self) -> Recipe:
         if self.text == "dense":
@@ -226,15 +237,7 @@ class _Parser:
 
     def item(self) -> Step | Repeat:
         if self.text.startswith("repeat(", self.at):
-            self.at += len("repeat(")
-            start = self.at
-            count = int(self.take(_COUNT, "a count"))
-            if count < 1:
-                raise self.error("a count >= 1", start)
-            self.literal(",")
-            body = self.recipe()
-            self.literal(")")
-            return Repeat(count, body)
+            return self.repeat()
         start = self.at
         name = self.take(_NAME, "a method name")
         if name == "dense":
@@ -259,19 +262,28 @@ class _Parser:
         kept = tuple((k, options[k]) for k, f in fields.items() if k in options and options[k] != f.default)
         return Step(name, level, kept)
 
+    def repeat(self) -> Repeat:
+        if self.depth == _DEEPEST:
+            raise self.error(f"at most {_DEEPEST} repeats inside each other")
+        self.depth += 1
+        self.at += len("repeat(")
+        start = self.at
+        count = int(self.take(_COUNT, "a count"))
+        if count < 1:
+            raise self.error("a count >= 1", start)
+        self.literal(",")
+        body = self.recipe()
+        self.literal(")")
+        self.depth -= 1
+        return Repeat(count, body)
+
     def value(self, name: str, cls: type, key: str, start: int) -> Any:
         word = self.take(_VALUE, "a value")
         kind = typing.get_type_hints(cls)[key]
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
         try:
-            if choices:
-                return {_spell(choice): choice for choice in choices}[word]
-            if kind is bool:
-                return {"true": True, "false": False}[word]
-            return kind(word)
+            return _read(kind, word)
         except (KeyError, ValueError):
-            expected = " or ".join(map(_spell, choices)) if choices else getattr(kind, "__name__", str(kind))
-            raise self.error(f"{expected} for {name}'s {key}", start) from None
+            raise self.error(f"{' or '.join(_choices(kind))} for {name}'s {key}", start) from None
 
     def take(self, pattern: re.Pattern[str], expected: str) -> str:
         match = pattern.match(self.text, self.at)
@@ -301,12 +313,44 @@ def _level(word: str, text: str, at: int) -> Level:
         return Bits(int(match[1]), int(match[2]) if match[2] else None)
     elif word in DTYPES:
         return DType(word)
-    elif _NUMBER.match(word):
+    elif _NUMBER.match(word) and math.isfinite(float(word)):
         return Number(float(word))
     raise RecipeError(WHO, repr(word), "a fraction, a count, N of M, bits (w8a8) or a dtype (bf16)", text, at)
 
 
+def _read(kind: Any, word: str) -> Any:
+    """The value of an option of type `kind`; raises `KeyError` or `ValueError` when the word spells none."""
+    if typing.get_origin(kind) is typing.Literal:
+        return {_spell(choice): choice for choice in typing.get_args(kind)}[word]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for arm in sorted(typing.get_args(kind), key=lambda arm: arm is not type(None)):
+            try:
+                return _read(arm, word)
+            except (KeyError, ValueError):
+                continue
+        raise ValueError(word)
+    if kind in (bool, type(None)):
+        return {"true": True, "false": False}[word] if kind is bool else {"none": None}[word]
+    value = kind(word)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(word)
+    return value
+
+
+def _choices(kind: Any) -> list[str]:
+    """What `_read` takes, in words."""
+    if typing.get_origin(kind) is typing.Literal:
+        return [_spell(choice) for choice in typing.get_args(kind)]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [word for arm in typing.get_args(kind) for word in _choices(arm)]
+    words = {bool: ["true", "false"], type(None): ["none"]}
+    return words.get(kind) or [getattr(kind, "__name__", str(kind))]
+
+
 def _spell(value: Any) -> str:
-    if isinstance(value, bool):
+    """An option or number as a recipe spells it: shortest, reads back to the same value, without the sign `+`."""
+    if value is None or isinstance(value, bool):
         return str(value).lower()
-    return format(value, ".12g") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value).replace("e+", "e")
+    return str(value)

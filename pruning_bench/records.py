@@ -78,8 +78,12 @@ class Measurement:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise RecordError(self.metric, f"value {self.value}", "finite", self.case_id)
+        for number in (self.value, *self.samples, *self.errors):
+            if not math.isfinite(number):
+                raise RecordError(self.metric, f"value {number}", "finite", self.case_id)
+        if self.errors and len(self.errors) != len(self.samples):
+            found = f"{len(self.errors)} errors of {len(self.samples)} samples"
+            raise RecordError(self.metric, found, "one error a sample", self.case_id)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class CaseStatus:
     """What became of a case of the grid; `reason` says why it was skipped or crashed.
 
     Args:
-        metrics: what the tests that ran to their end for this case were due to record; what is due and absent is MISSING.
+        metrics: what the tests that ran to their end were due to record for this case; if absent it is MISSING.
         trains: the recipe trains weights, so that seeds are the unit of accuracy.
     """
 
@@ -168,52 +172,81 @@ def to_line(record: Any) -> str:
         for name, value in dataclasses.asdict(record).items()
         if value not in ((), "", {}) or fields[name].default is dataclasses.MISSING is fields[name].default_factory
     }
-    return json.dumps(kept, sort_keys=True, ensure_ascii=False)
+    return json.dumps(kept, sort_keys=True)
 
 
 def write_run(run: Run, path: Path) -> None:
     """Writes a run, atomically."""
     header = dataclasses.asdict(dataclasses.replace(run, measurements=()))
     del header["measurements"]
-    lines = [json.dumps({"schema": SCHEMA, "kind": "run", **header}, sort_keys=True)]
+    count = len(run.measurements)  # tells a file that was cut between two lines
+    lines = [json.dumps({"schema": SCHEMA, "kind": "run", "lines": count, **header}, sort_keys=True)]
     write_atomically(path, "\n".join([*lines, *map(to_line, run.measurements)]) + "\n")
 
 
 def read_run(path: Path) -> Run:
     """Reads a run; raises `RecordError` naming file and line."""
     rows = read_lines(path, "run")
-    _, header = rows[0]
-    where = f"{path}:1"
+    header = {key: value for key, value in rows[0][1].items() if key not in ("schema", "kind")}
+    measurements = tuple(read_measurement(row, f"{path}:{number}") for number, row in rows[1:])
     try:
-        return Run(
-            id=header["id"],
-            created=header["created"],
-            profile=header["profile"],
-            environment=Environment(**header["environment"]),
-            cases=tuple(
-                CaseStatus(**{**case, "metrics": tuple(case.get("metrics", ()))}) for case in header["cases"]
-            ),
-            measurements=tuple(read_measurement(row, f"{path}:{number}") for number, row in rows[1:]),
-            interrupted=header.get("interrupted", False),
-        )
+        lines = header.pop("lines")
+        environment = Environment(**header.pop("environment"))
+        cases = tuple(CaseStatus(**{**case, "metrics": tuple(case["metrics"])}) for case in header.pop("cases"))
+        run = Run(**header, environment=environment, cases=cases, measurements=measurements)
     except (KeyError, TypeError) as problem:
-        raise RecordError("run", f"header without {problem}", "a run written by this suite", where) from None
+        found = f"field {problem} missing" if isinstance(problem, KeyError) else f"{problem}"
+        raise RecordError("run", f"header with {found}", "what this suite writes", f"{path}:1") from None
+    if lines != len(measurements):
+        raise RecordError("run", f"{len(measurements)} measurements", f"{lines}", f"{path}:{rows[-1][0]}")
+    if unknown := sorted({f"{case.state}" for case in cases} - set(get_args(CaseState))):
+        expected = f"one of {', '.join(get_args(CaseState))}"
+        raise RecordError("run", f"case state {unknown[0]!r}", expected, f"{path}:1")
+    return run
+
+
+_NEEDED = tuple(
+    f.name
+    for f in dataclasses.fields(Measurement)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+)
+_CHOICES = {"better": get_args(Better), "rule": get_args(Rule)}
+_EXPECTED = {
+    "value": "a number",
+    "samples": "a list of numbers",
+    "errors": "a list of numbers",
+    "detail": "an object",
+    **{name: f"one of {', '.join(choices)}" for name, choices in _CHOICES.items()},
+}
 
 
 def read_measurement(row: Mapping[str, Any], where: str) -> Measurement:
     """A measurement from its JSON object; raises `RecordError` with `where`."""
-    names = {f.name for f in dataclasses.fields(Measurement)}
-    if unknown := sorted(set(row) - names):
-        raise RecordError("measurement", f"unknown field {unknown[0]!r}", f"one of {', '.join(sorted(names))}", where)
+    for name in (f.name for f in dataclasses.fields(Measurement)):
+        if name in _NEEDED and name not in row:
+            raise RecordError("measurement", f"field {name!r} missing", "what this suite writes", where)
+        if name in row and not _fits(name, row[name]):
+            raise RecordError("measurement", f"{name} {row[name]!r}", _EXPECTED.get(name, "text"), where)
+    if unknown := sorted(set(row) - {f.name for f in dataclasses.fields(Measurement)}):
+        raise RecordError("measurement", f"unknown field {unknown[0]!r}", "what this suite writes", where)
     try:
-        lists = {k: tuple(float(x) for x in row[k]) for k in ("samples", "errors") if k in row}
-        value = Measurement(**{**row, **lists, "value": float(row["value"])})
-    except (KeyError, TypeError, ValueError) as problem:
-        raise RecordError("measurement", f"{problem}", "a measurement of this suite", where) from None
-    for name, choices in (("better", get_args(Better)), ("rule", get_args(Rule))):
-        if getattr(value, name) not in choices:
-            raise RecordError("measurement", f"{name} {getattr(value, name)!r}", f"one of {', '.join(choices)}", where)
-    return value
+        lists = {k: tuple(map(float, row[k])) for k in ("samples", "errors") if k in row}
+        return Measurement(**{**row, **lists, "value": float(row["value"])})
+    except OverflowError as problem:
+        raise RecordError("measurement", f"{problem}", "a number of double precision", where) from None
+    except RecordError as problem:
+        raise RecordError(problem.who, problem.found, problem.expected, where) from None
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a JSON value may stand in the field of a measurement."""
+    if name in ("samples", "errors"):
+        return isinstance(value, list) and all(_fits("value", item) for item in value)
+    if name == "value":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "detail":
+        return isinstance(value, dict)
+    return value in _CHOICES[name] if name in _CHOICES else isinstance(value, str)
 
 
 def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
@@ -227,11 +260,12 @@ def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as problem:
         raise RecordError(kind, f"unreadable file ({problem})", f"a {kind} file", str(path)) from None
     rows: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): it also splits at characters that may stand inside a JSON string.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise RecordError(kind, f"no JSON ({problem.msg})", "one JSON object a line", f"{path}:{number}") from None
+        except (ValueError, RecursionError) as problem:
+            raise RecordError(kind, f"no JSON ({problem})", "one JSON object a line", f"{path}:{number}") from None
         if not isinstance(row, dict):
             raise RecordError(kind, f"{type(row).__name__}", "one JSON object a line", f"{path}:{number}")
         rows.append((number, row))
@@ -253,7 +287,12 @@ def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
         if first is None or part.rule != "speed":
             joined[key] = part
             continue
+        if part.fingerprint != first.fingerprint:
+            found = f"fingerprints {first.fingerprint!r} and {part.fingerprint!r}"
+            raise RecordError(part.metric, found, "one for all processes", part.case_id)
         samples = first.samples + part.samples
+        if not samples:
+            raise RecordError(part.metric, "no samples", "one a process", part.case_id)
         joined[key] = dataclasses.replace(
             first, samples=samples, errors=first.errors + part.errors, value=math.exp(sum(samples) / len(samples))
         )
