@@ -187,9 +187,10 @@ def process_difference(now: Processes, then: Processes) -> Estimate:
 
 
 def mcnemar_midp(lost: int, gained: int) -> float:
-    """One-sided mid-p of "no more examples are lost than gained": P(X > lost) + P(X = lost) / 2, X ~ Bin(lost + gained, 1/2).
+    """One-sided mid-p of "no more examples are lost than gained".
 
-    Without a discordant pair there is nothing to test: p = 1.
+    P(X > lost) + P(X = lost) / 2 with X ~ Bin(lost + gained, 1/2). Without a discordant pair p = 1:
+    there is nothing to test.
     Reference: Fagerland, Lydersen & Laake, The McNemar test for binary matched-pairs data, BMC Medical Research
     Methodology 2013.
 

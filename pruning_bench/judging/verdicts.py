@@ -1,0 +1,272 @@
+"""One measurement against its baseline: the verdict, by the measurement's rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pruning_bench.errors import PruningBenchError, RecordError
+from pruning_bench.judging import controls, vectors
+from pruning_bench.judging.baseline import PORTABLE, BaselineLine
+from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.statistics import (
+    Estimate,
+    Processes,
+    drop_interval,
+    mcnemar_midp,
+    process_difference,
+    smallest_drop,
+    smallest_effect,
+)
+from pruning_bench.records import Better, Measurement, Outcome, Rule
+
+SEVERITY: tuple[Outcome, ...] = (  # worst first
+    Outcome.INVALID,
+    Outcome.ERROR,
+    Outcome.REGRESSED,
+    Outcome.MISSING,
+    Outcome.INCOMPARABLE,
+    Outcome.INCONCLUSIVE,
+    Outcome.UNAVAILABLE,
+    Outcome.NEW,
+    Outcome.IMPROVED,
+    Outcome.PASS,
+)
+ALWAYS_FAIL = frozenset({Outcome.INVALID, Outcome.ERROR, Outcome.REGRESSED, Outcome.MISSING})
+NO_VECTORS = "per-example vectors missing or of different length"
+WHOLE_CASE = "case"  # the metric of a verdict about a case as a whole: MISSING, UNAVAILABLE, ERROR
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one metric of one case compares with its baseline.
+
+    Args:
+        case_id, metric, unit, better, rule: as in `Measurement`; a recipe that trains is judged over its seeds, and
+            `case_id` is then the id without seed.
+        now, then: the values compared, None where there is none.
+        delta: now - then in `unit`; for rules "speed" and "canary" the relative change now / then - 1.
+        interval: of `delta`, at the policy's confidence.
+        margin: how much worse is still no regression, >= 0, as `delta`.
+        smallest_detectable: size of the smallest change for the worse that this test could have shown.
+        n: what the test counted: examples, seeds or processes.
+        p: one-sided p-value of "not worse", of the primary metrics that were tested.
+        suspect: beyond the margin, but to be confirmed in fresh processes; does not fail as it stands.
+        fails: fails the run.
+    """
+
+    case_id: str
+    metric: str
+    outcome: Outcome
+    rule: Rule = "shown"
+    unit: str = "1"
+    better: Better = "neither"
+    now: float | None = None
+    then: float | None = None
+    delta: float | None = None
+    interval: tuple[float, float] | None = None
+    margin: float | None = None
+    smallest_detectable: float | None = None
+    n: int = 0
+    p: float | None = None
+    note: str = ""
+    suspect: bool = False
+    fails: bool = False
+
+    @property
+    def severity(self) -> int:
+        """0 for the worst outcome."""
+        return SEVERITY.index(self.outcome)
+
+
+def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = None) -> Verdict:
+    """The verdict on one measurement, alone: Holm's correction over a run is `gate.judge_run`'s.
+
+    Args:
+        then: a line that `now` may be compared with: for times, one of the same environment. None: NEW.
+    Raises:
+        PruningBenchError: a measurement that is never judged (rule "shown").
+    Example:
+        >>> size = Measurement("case", "bytes", 1001, "B", "lower", "exact")
+        >>> verdict = judge(size, BaselineLine("case", "bytes", 1000, "B", "lower", "exact"))
+        >>> verdict.outcome.value, verdict.delta, verdict.fails
+        ('REGRESSED', 1, True)
+    """
+    policy = policy or Policy()
+    if now.rule == "control":
+        return _control(now)
+    if now.rule not in _RULES:
+        raise PruningBenchError("judge", f"rule {now.rule!r}", f"one of {', '.join(_RULES)}", now.case_id)
+    verdict = Verdict(now.case_id, now.metric, Outcome.NEW, now.rule, now.unit, now.better, now.value)
+    if then is None:
+        return verdict
+    verdict = replace(verdict, then=then.value)
+    if why := comparable(now, then):
+        return incomparable(verdict, why)
+    try:
+        return finished(_RULES[now.rule](verdict, now, then, policy))
+    except RecordError as problem:  # one damaged record must not cost the other verdicts, and must not pass either
+        return finished(replace(verdict, outcome=Outcome.ERROR, note=str(problem)))
+
+
+def comparable(now: Measurement, then: BaselineLine) -> str:
+    """Why the two are not comparable, "" when they are."""
+    for name in ("rule", "unit", "better"):
+        if getattr(now, name) != getattr(then, name):
+            return f"{name} {getattr(then, name)} -> {getattr(now, name)}"
+    if now.fingerprint != then.fingerprint:
+        return "fingerprint differs: the checkpoint, the data or the metric's definition changed"
+    return ""
+
+
+def incomparable(verdict: Verdict, why: str) -> Verdict:
+    """The verdict INCOMPARABLE: it fails for a portable metric until accepted, never for a time."""
+    return replace(verdict, outcome=Outcome.INCOMPARABLE, note=why, fails=verdict.rule in PORTABLE)
+
+
+def finished(verdict: Verdict) -> Verdict:
+    """With `fails` as the outcome says."""
+    return replace(verdict, fails=verdict.outcome in ALWAYS_FAIL)
+
+
+def direction(better: Better) -> int:
+    """+1 where more is worse, -1 where less is."""
+    return -1 if better == "higher" else 1
+
+
+def _control(now: Measurement) -> Verdict:
+    outcome = Outcome.PASS if controls.holds(now) else Outcome.INVALID
+    note = controls.reason_of(now)
+    return finished(Verdict(now.case_id, now.metric, outcome, "control", now.unit, now.better, now.value, note=note))
+
+
+def _exact(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
+    delta = now.value - then.value
+    worse = direction(now.better) * delta
+    if now.better == "neither" and delta:
+        return replace(verdict, outcome=Outcome.REGRESSED, delta=delta, margin=0, note="changed, and should not")
+    outcome = Outcome.REGRESSED if worse > 0 else Outcome.IMPROVED if worse < 0 else Outcome.PASS
+    return replace(verdict, outcome=outcome, delta=delta, margin=0)
+
+
+def _paired(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
+    """Same weights: McNemar's test and the interval of the drop, over examples."""
+    if (vector := examples(now, then)) is None:
+        return incomparable(verdict, NO_VECTORS)
+    before, after = vector
+    lost, gained = vectors.flips(before, after)
+    n = len(before)
+    verdict = replace(verdict, delta=now.value - then.value, margin=policy.accuracy_margin, n=n)
+    smallest = smallest_drop(n, len(gained), policy.accuracy_margin, policy.accuracy_p, policy.confidence)
+    verdict = replace(verdict, smallest_detectable=smallest)
+    if not len(lost) and not len(gained):
+        return replace(verdict, outcome=Outcome.PASS, interval=(0.0, 0.0), p=1.0)
+    drop = drop_interval(len(lost), len(gained), n, policy.confidence)
+    p, mirrored = mcnemar_midp(len(lost), len(gained)), mcnemar_midp(len(gained), len(lost))
+    return replace(
+        verdict,
+        outcome=drop_outcome(drop, p, mirrored, policy),
+        interval=signed(drop, now.better),
+        p=p,
+        note=f"lost {_listed(lost.tolist())}, gained {_listed(gained.tolist())}",
+    )
+
+
+def signed(worse: tuple[float, float], better: Better) -> tuple[float, float]:
+    """An interval of "how much worse" as an interval of now - then."""
+    low, high = worse
+    return (-high, -low) if better == "higher" else (low, high)
+
+
+def drop_outcome(drop: tuple[float, float], p: float, mirrored: float, policy: Policy) -> Outcome:
+    """From the interval of a drop of accuracy and the p-values of "not worse" and "not better"."""
+    low, high = drop
+    margin = policy.accuracy_margin
+    if p < policy.accuracy_p and low > margin:
+        return Outcome.REGRESSED
+    if mirrored < policy.accuracy_p and high < -margin:
+        return Outcome.IMPROVED
+    return Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
+
+
+def examples(now: Measurement, then: BaselineLine) -> tuple[vectors.Bits, vectors.Bits] | None:
+    """(then, now) per-example correctness, as long as each other; None where that is not to be had.
+
+    Raises:
+        RecordError: a damaged vector, or one that is not what the value is the share of.
+    """
+    if not now.vector or not then.vector:
+        return None
+    before = vectors.unpack(then.vector, f"baseline, {then.metric} of {then.case_id}")
+    after = vectors.unpack(now.vector, f"run, {now.metric} of {now.case_id}")
+    share = float(after.mean()) if len(after) else 0.0
+    if abs((share if now.better == "higher" else 1 - share) - now.value) > 1e-6:
+        raise RecordError("judge", f"{now.metric} {now.value}", f"the share {share} of its vector", now.case_id)
+    return (before, after) if len(before) == len(after) else None
+
+
+def _listed(indices: list[int], most: int = 5) -> str:
+    shown = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
+    return f"{len(indices)} ({shown})" if indices else "0"
+
+
+def speed_margin(spread: float, policy: Policy) -> float:
+    """The margin as a log ratio: max(log(1 + floor), factor * spread).
+
+    Example:
+        >>> round(speed_margin(0.001, Policy()), 4), round(speed_margin(0.02, Policy()), 4)
+        (0.0296, 0.06)
+    """
+    return max(math.log1p(policy.speed_floor), policy.spread_factor * spread)
+
+
+def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
+    """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown."""
+    if not now.samples:
+        raise RecordError("judge", "a speed without samples", "one log ratio a process", now.case_id)
+    sign = direction(now.better)
+    estimate = process_difference(Processes.of(now.samples, now.errors), then.summary)
+    worse = Estimate(sign * estimate.value, estimate.error, estimate.freedom)
+    margin = speed_margin(then.spread, policy)
+    low, high = worse.interval(policy.confidence)
+    suspect = low > margin
+    outcome = Outcome.IMPROVED if high < -margin else Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
+    ends = signed((low, high), now.better)
+    smallest = smallest_effect(worse, margin, policy.confidence, policy.power)
+    return replace(
+        verdict,
+        outcome=outcome,
+        delta=math.expm1(estimate.value),
+        interval=(math.expm1(ends[0]), math.expm1(ends[1])),
+        margin=math.expm1(margin),
+        smallest_detectable=math.expm1(smallest),
+        n=len(now.samples),
+        p=worse.p_above(0.0),
+        suspect=suspect,
+        note="suspected, to be confirmed in fresh processes" if suspect else "",
+    )
+
+
+def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
+    """The anchor's own absolute time: a loose bound that a drift of the whole machine, or of dense itself, trips."""
+    change = now.value / then.value - 1
+    worse = direction(now.better) * change
+    suspect = worse > policy.canary
+    return replace(
+        verdict,
+        outcome=Outcome.INCONCLUSIVE if suspect else Outcome.PASS,
+        delta=change,
+        margin=policy.canary,
+        n=1,
+        suspect=suspect,
+        note="suspected, to be confirmed in fresh processes" if suspect else "",
+    )
+
+
+_RULES: dict[str, Callable[[Verdict, Measurement, BaselineLine, Policy], Verdict]] = {
+    "exact": _exact,
+    "paired": _paired,
+    "speed": _speed,
+    "canary": _canary,
+}
