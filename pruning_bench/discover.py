@@ -6,6 +6,7 @@ Third parties register through the entry-point groups below or with a decorator 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -55,10 +56,15 @@ def import_files(files: Iterable[str]) -> None:
         PluginError: a file that is missing or fails to import.
     """
     for file in map(Path, files):
-        name = f"pruning_bench_user_{abs(hash(str(file)))}"
+        name = f"pruning_bench_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+        if name in sys.modules:
+            continue
         spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
         if spec is None or spec.loader is None:
-            raise PluginError("import", f"no file {file}", "a Python file that registers definitions")
-        if name not in sys.modules:
-            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            raise PluginError("import", "no such file", "a Python file that registers definitions", str(file))
+        module = importlib.util.module_from_spec(spec)
+        try:
             spec.loader.exec_module(module)
+        except Exception as problem:
+            raise PluginError("import", f"{type(problem).__name__}: {problem}", "importable", str(file)) from problem
+        sys.modules[name] = module

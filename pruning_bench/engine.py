@@ -62,8 +62,7 @@ class Compressed:
         """
         if self.dense is None:
             raise ModelError("masked_twin", "no dense model", "the result of compress(), not of load()")
-        plans = [plan for plan in self.plans if not isinstance(plan, QuantPlan)]
-        return shrink.expand(self.float_model, self.dense, plans)
+        return shrink.expand(self.float_model, self.dense, self.plans)
 
 
 def compress(
@@ -120,23 +119,20 @@ class _State:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.plans: list[Plan] = []
-        self.active: list[MaskPlan] = []  # masks in the model's present shapes, for steps that train
         self.quant_plan: QuantPlan | None = None
 
     def run(self, step: grammar.Step, context: Context) -> None:
         method = step.method()
         if not isinstance(method.tags, (PruningTags, QuantizationTags)):
-            method.run(self.model, step.level, tuple(self.active), context)
+            method.run(self.model, step.level, tuple(self.plans), context)
             self.model.eval()
             return
         plan = method.plan(self.model, step.level, context)
         self.plans.append(plan)
         if isinstance(plan, MaskPlan):
             apply_masks(self.model, plan)
-            self.active.append(plan)
         elif isinstance(plan, ChannelPlan):
             self.model = shrink.apply_channels(self.model, plan)
-            self.active = [shrink.shrink_masks(mask, plan) for mask in self.active]
         elif isinstance(plan, QuantPlan):
             self.quant_plan = plan
         else:

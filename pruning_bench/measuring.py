@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
-from pruning_bench.judging import statistics
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.statistics import DECILE, Estimate, bootstrap_error, drop_interval, mcnemar_midp, q10_log_ratio
 from pruning_bench.judging.vectors import pack
-from pruning_bench.metrics import accuracy, cost, latency, memory
+from pruning_bench.metrics import accuracy
+from pruning_bench.metrics.contract import Evaluation
+from pruning_bench.metrics.cost import count_cost
+from pruning_bench.metrics.latency import Samples, sample, slowed
+from pruning_bench.metrics.memory import peak_memory
 from pruning_bench.quantization.contract import QuantizationTags
-from pruning_bench.records import Measurement, digest_of
+from pruning_bench.records import Measurement
 from pruning_bench.registry import METRICS, RUNTIMES, STEPS
 from pruning_bench.workbench import Workbench
+
+LATENCY_SECONDS = 3.0  # of one case; used up, sampling ends at the least number of pairs
+SLOWED = "slowed anchor"
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,12 @@ class Family:
 
     Args:
         measure: (workbench, case) -> measurements.
-        due: names of the metrics that it must record.
+        due: case -> names of the metrics that it must record.
         covers: whether a case belongs to it.
     """
 
-    name: str
     measure: Callable[[Workbench, Case], list[Measurement]]
-    due: tuple[str, ...]
+    due: Callable[[Case], tuple[str, ...]]
     covers: Callable[[Case], bool]
 
 
@@ -54,68 +61,184 @@ def measure(case: Case | str, workbench: Workbench | None = None) -> list[Measur
 def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
     """Accuracy on the test split, and how often the outputs agree with the dense model's and the simulation's."""
     labels = bench.dataset(case.dataset).test.labels
-    logits = bench.logits(case)
-    scores = accuracy.scores(logits, labels)
-    dense = bench.logits(case.dense)
-    flips = accuracy.flips(dense, logits, labels)
-    record = _Recorder(bench, case)
-    detail = {"per_class": scores.per_class, "confusion": scores.confusion}
+    logits, dense = bench.logits(case), bench.logits(case.dense)
+    flipped = accuracy.flips(dense, logits, labels)
+    detail = {
+        "per_class": accuracy.per_class_accuracy(logits, labels),
+        "confusion": accuracy.confusion_matrix(logits, labels).tolist(),
+    }
+    record = _recorder(bench, case)
     measured = [
-        record("top1", scores.top1, vector=pack(scores.correct), detail=detail),
-        record("top5", scores.top5),
-        record("loss", scores.loss),
+        record("top1", accuracy.top1(logits, labels), vector=pack(accuracy.correct(logits, labels)), detail=detail),
+        record("top5", accuracy.top5(logits, labels)),
+        record("loss", accuracy.cross_entropy(logits, labels)),
         record("agreement", accuracy.agreement(logits, dense)),
-        record("flips", flips.total, detail={"worse": flips.right_to_wrong, "better": flips.wrong_to_right}),
+        record("flips", flipped.count, detail={"worse": flipped.right_to_wrong, "better": flipped.wrong_to_right}),
     ]
-    if case.runtime != "eager":
+    if "agreement_simulation" in _quality_due(case):
         simulated = bench.simulated_logits(case)
-        measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated)))
-    return measured
+        detail = {"dense": accuracy.agreement(dense, simulated)}
+        measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated), detail=detail))
+    if case == case.dense:
+        measured.append(_flipped(record, logits, labels))
+    seen = Evaluation(logits, labels, dense, bench.compressed(case).float_model, bench.example_inputs(case))
+    return measured + [record(name, METRICS[name].compute(seen)) for name in METRICS if METRICS[name].compute]
 
 
 def measure_footprint(bench: Workbench, case: Case) -> list[Measurement]:
     """Parameters, bytes of the file that `compress -o` writes, and MACs of one example."""
     compressed = bench.compressed(case)
-    inputs = bench.example_inputs(case)
-    record = _Recorder(bench, case)
-    counted = cost.macs(compressed.float_model, inputs)
+    cost = count_cost(compressed.float_model, bench.example_inputs(case))
     raw, zipped = file_sizes(compressed)
+    record = _recorder(bench, case)
     return [
-        record("params", cost.params(compressed.float_model)),
-        record("nonzeros", cost.nonzeros(compressed.float_model)),
+        record("params", cost.params),
+        record("nonzeros", cost.nonzeros),
         record("bytes", raw),
         record("bytes_zipped", zipped),
-        record("macs", counted.dense),
-        record("macs_effective", counted.effective),
+        record("macs", cost.macs),
+        record("macs_effective", cost.macs_effective),
     ]
 
 
-def measure_latency(bench: Workbench, case: Case) -> list[Measurement]:
-    """Time of one call next to the dense anchor's, interleaved; the two controls; kernels and peak memory.
+def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Measurement]:
+    """Time of one call beside the dense anchor's, interleaved; its controls, kernels and peak memory.
 
-    The anchor is the dense model on the same runtime; the dense models on the other runtimes run along, so that the
-    ratio to the strongest of them comes from the same blocks.
+    The anchor is the dense model on the same runtime. The dense models on the other runtimes run along, so that the
+    ratio to the strongest of them comes from the same blocks; a dense case is its own anchor and takes the controls.
     """
     policy = Policy()
     inputs = tuple(x.repeat(case.batch, *[1] * (x.dim() - 1)) for x in bench.example_inputs(case))
-    session = bench.session(case)
-    rivals = {str(rival): rival for rival in _rivals(case)}
+    session, rivals = bench.session(case), _rivals(case)
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    others = {name: bench.session(rival).bind(*inputs) for name, rival in rivals.items()}
-    others[SLOWED] = latency.slowed(anchor, policy.injected_slowdown)
-    seed = zlib.crc32(str(case).encode())
-    taken = latency.sample(anchor, call, others=others, seed=seed, enough=_enough(policy, seed))
-    record = _Recorder(bench, case, timed=True)
-    ratio = statistics.log_ratio_estimate(taken.anchor, taken.case, seed=seed)
-    kernels = [f"{k.layer} {k.operator} {k.dtype}" for k in session.kernels]
-    peak = memory.peak(call)
-    measured = [
-        record("latency", statistics.q10(taken.case), samples=taken.case, detail={"kernels": kernels}),
-        record("anchor_latency", statistics.q10(taken.anchor), samples=taken.anchor),
-        record("relative_time", ratio.ratio, samples=(ratio.log_ratio,), errors=(ratio.error,)),
+    others = {rival.runtime: bench.session(rival).bind(*inputs) for rival in rivals}
+    if case == case.dense:
+        others[SLOWED] = slowed(anchor, policy.promised_slowdown)
+    seed = zlib.crc32(f"{case} {seed}".encode())
+    taken = sample(
+        anchor,
+        call,
+        others=others,
+        seed=seed,
+        enough=_enough(policy, seed),
+        min_pairs=policy.min_pairs,
+        max_pairs=policy.max_pairs,
+        budget_seconds=LATENCY_SECONDS,
+    )
+    record = _recorder(bench, case)
+    log_ratio = q10_log_ratio(taken.case, taken.anchor)
+    error = bootstrap_error(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
+    kernels = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in session.kernels]
+    peak = peak_memory(call, case.device)
+    return [
+        record("latency", _q10(taken.case), samples=taken.case, detail={"kernels": kernels}),
+        record("anchor_latency", _q10(taken.anchor), samples=taken.anchor),
+        record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,)),
         _strongest(record, case, taken),
-        *_controls(record, taken, policy, seed),
+        *(_controls(record, taken, policy, seed) if case == case.dense else []),
+        *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
     ]
-    if peak.bytes is not None:
-        measured.append(record("peak_memory", peak.bytes))
-    return measured
+
+
+def simulates(case: Case) -> bool:
+    """Whether the runtime only simulates this case, so that its time means nothing."""
+    quantizes = any(isinstance(STEPS[step.name].tags, QuantizationTags) for step in grammar.parse(case.recipe).steps())
+    return quantizes and getattr(RUNTIMES[case.runtime], "simulates_quantized", False)
+
+
+def _rivals(case: Case) -> list[Case]:
+    """The dense model on every other runtime that is here."""
+    others = [replace(case.dense, runtime=name) for name in RUNTIMES if name != case.runtime]
+    return [rival for rival in others if RUNTIMES[rival.runtime].available(case.device) is None]
+
+
+def _enough(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]], bool]:
+    """Stops when the interval of the ratio is narrower than half the smallest margin on either side."""
+
+    def enough(pairs: Sequence[tuple[float, float]]) -> bool:
+        anchor, case = zip(*pairs, strict=True)
+        error = bootstrap_error(case, anchor, seed=seed, draws=policy.bootstrap_draws)
+        low, high = Estimate(0.0, error).interval(policy.confidence)
+        return high - low < policy.speed_floor
+
+    return enough
+
+
+Record = Callable[..., Measurement]
+
+
+def _recorder(bench: Workbench, case: Case) -> Record:
+    """Makes measurements of a case that depend on its checkpoint and data."""
+    depends = {"checkpoint": bench.card(case)["sha256"], "data": bench.dataset(case.dataset).digest}
+
+    def record(metric: str, value: float, **further: Any) -> Measurement:
+        measurement: Measurement = METRICS[metric].measurement(str(case), value, depends, **further)
+        return measurement
+
+    return record
+
+
+def _q10(times: Sequence[float]) -> float:
+    return float(np.quantile(times, DECILE))
+
+
+def _strongest(record: Record, case: Case, taken: Samples) -> Measurement:
+    dense = {case.runtime: taken.anchor} | {name: times for name, times in taken.others.items() if name != SLOWED}
+    strongest = min(dense, key=lambda name: _q10(dense[name]))
+    ratio = math.exp(q10_log_ratio(taken.case, dense[strongest]))
+    return record("strongest_ratio", ratio, detail={"strongest": f"{strongest}/dense"})
+
+
+def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list[Measurement]:
+    """An anchor against itself, which must not be proved to differ, and one slowed down, which must be."""
+    anchor, twin = zip(*taken.twin_pairs, strict=True)
+    same = _estimate(twin, anchor, policy, seed)
+    low, high = same.interval(policy.confidence)
+    margin = math.log1p(policy.speed_floor)
+    slow = _estimate(taken.others[SLOWED], taken.anchor, policy, seed)
+    slow_low, slow_high = slow.interval(policy.confidence)
+    return [
+        _control(record, "twin", same, not (low > margin or high < -margin), f"98 % interval {low:+.1%} to {high:+.1%}"),
+        _control(record, "slowed_twin", slow, slow_low > margin, f"98 % interval {slow_low:+.1%} to {slow_high:+.1%}"),
+    ]
+
+
+def _estimate(case: Sequence[float], anchor: Sequence[float], policy: Policy, seed: int) -> Estimate:
+    error = bootstrap_error(case, anchor, seed=seed, draws=policy.bootstrap_draws)
+    return Estimate(q10_log_ratio(case, anchor), error)
+
+
+def _control(record: Record, metric: str, estimate: Estimate, holds: bool, why: str) -> Measurement:
+    return record(metric, math.exp(estimate.value), detail={"holds": holds, "why": why})
+
+
+def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Measurement:
+    """1 % of the right predictions made wrong: the test that judges accuracy must find it."""
+    policy, right = Policy(), accuracy.correct(logits, labels)
+    lost = max(1, len(labels) // 100)
+    after = accuracy.correct(accuracy.with_flips(logits, labels, lost, torch.Generator().manual_seed(0)), labels)
+    gone, won = int((right & ~after).sum()), int((~right & after).sum())
+    p, (low, _) = mcnemar_midp(gone, won), drop_interval(gone, won, len(labels), policy.confidence)
+    caught = p < policy.accuracy_p and low > policy.accuracy_margin
+    why = f"{lost} predictions spoilt of {len(labels)}: p {p:.1g}, drop at least {low:.2%}"
+    return record("flipped_twin", float(after.float().mean()), detail={"holds": caught, "why": why})
+
+
+def _quality_due(case: Case) -> tuple[str, ...]:
+    shared = ("top1", "top5", "loss", "agreement", "flips")
+    return shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
+
+
+FAMILIES = {
+    "quality": Family(measure_quality, _quality_due, lambda case: True),
+    "footprint": Family(
+        measure_footprint,
+        lambda case: ("params", "nonzeros", "bytes", "bytes_zipped", "macs", "macs_effective"),
+        lambda case: case.seed == 0,
+    ),
+    "latency": Family(
+        measure_latency,
+        lambda case: ("latency", "anchor_latency", "relative_time", "strongest_ratio"),
+        lambda case: case.seed == 0 and not simulates(case),
+    ),
+}

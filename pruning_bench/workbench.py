@@ -16,6 +16,7 @@ from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, compress
 from pruning_bench.errors import UnavailableError
 from pruning_bench.models.checkpoints import checkpoint_path, load_reference, read_card
+from pruning_bench.quantization import lower
 from pruning_bench.registry import RUNTIMES
 from pruning_bench.runtimes.contract import Session
 
@@ -77,9 +78,17 @@ class Workbench:
         return self._once(key, lambda: self._run(self.session(case, cores).run, case))
 
     def simulated_logits(self, case: Case) -> Tensor:
-        """float32 [N, classes]: what the runtime should give, from the float graph in eager."""
-        key = ("simulated", case.model, case.dataset, case.recipe, case.seed)
-        return self._once(key, lambda: self._run(torch.inference_mode()(self.compressed(case).model), case))
+        """float32 [N, classes]: what the case's runtime should give by its listed rules, computed in eager."""
+        rules = getattr(RUNTIMES[case.runtime], "rules", lower.INTEGER)
+        key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules)
+        return self._once(key, lambda: self._simulate(case, rules))
+
+    def _simulate(self, case: Case, rules: frozenset[lower.Rule]) -> Tensor:
+        made = self.compressed(case)
+        model = made.float_model
+        if made.quant_plan is not None:
+            model = lower.simulate(made.quant_plan, made.float_model, made.example_inputs, rules)
+        return self._run(torch.inference_mode()(model), case)
 
     def put(self, case: Case, compressed: Compressed) -> None:
         """Takes a compressed model that was read from a file instead of making it."""

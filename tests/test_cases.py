@@ -1,0 +1,87 @@
+"""Case ids are the identity of every baseline line: pinned literally."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning_bench.cases import PROFILES, Case, grid, parse_id, profile, recipes_of
+from pruning_bench.discover import discover
+from pruning_bench.errors import PruningBenchError, UnknownNameError
+
+PINNED = {
+    "resnet20-fashion_mnist/dense/eager": Case("resnet20", "fashion_mnist", "dense", "eager"),
+    "resnet20-fashion_mnist/l1_filter:0.5+finetune:2+static:w8a8/onnxruntime": Case(
+        "resnet20", "fashion_mnist", "l1_filter:0.5+finetune:2+static:w8a8", "onnxruntime"
+    ),
+    "image_classifier-fashion_mnist/magnitude:0.9,scope=layer/eager-cuda-t2-b64-s3": Case(
+        "image_classifier", "fashion_mnist", "magnitude:0.9,scope=layer", "eager", "cuda", 2, 64, 3
+    ),
+    "torchvision:resnet50-random/dense/eager-t4": Case("torchvision:resnet50", "random", "dense", "eager", threads=4),
+}
+
+CASES = st.builds(
+    Case,
+    model=st.sampled_from(["resnet20", "image_classifier"]),
+    dataset=st.sampled_from(["fashion_mnist", "cifar10"]),
+    recipe=st.sampled_from(["dense", "magnitude:0.9", "l1_filter:0.5+static:w8a8", "repeat(2,magnitude:0.5)"]),
+    runtime=st.sampled_from(["eager", "onnxruntime"]),
+    device=st.sampled_from(["cpu", "cuda"]),
+    threads=st.integers(1, 64),
+    batch=st.integers(1, 512),
+    seed=st.integers(0, 9),
+)
+
+
+@pytest.mark.parametrize("text", PINNED)
+def test_ids_are_pinned(text: str) -> None:
+    assert str(PINNED[text]) == text, f"the id of {PINNED[text]!r} changed: every baseline of it would be lost"
+    assert parse_id(text) == PINNED[text], f"{text} no longer reads as {PINNED[text]!r}"
+
+
+@given(CASES)
+def test_an_id_reads_back(case: Case) -> None:
+    assert parse_id(str(case)) == case, str(case)
+
+
+@given(CASES, CASES)
+def test_different_cases_have_different_ids(one: Case, other: Case) -> None:
+    assert (str(one) == str(other)) == (one == other), f"{one!r} and {other!r}"
+
+
+@pytest.mark.parametrize("text", ["", "resnet20", "resnet20-f/dense", "resnet20-f/dense/eager-x9", "a-b/c/d/e"])
+def test_a_foreign_id_is_named(text: str) -> None:
+    with pytest.raises(PruningBenchError, match="model-dataset/recipe/runtime") as caught:
+        parse_id(text)
+    assert repr(text) in str(caught.value), str(caught.value)
+
+
+def test_an_unknown_profile_names_the_closest() -> None:
+    with pytest.raises(UnknownNameError, match="'smoke'"):
+        profile("smok")
+
+
+def test_the_smoke_grid_holds_every_family_on_every_runtime() -> None:
+    discover()
+    cases = grid(PROFILES["smoke"], [("resnet20", "fashion_mnist")])
+    for runtime in ("eager", "onnxruntime"):
+        recipes = {case.recipe for case in cases if case.runtime == runtime}
+        expected = {"dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", "l1_filter:0.5+finetune:2+static:w8a8"}
+        assert recipes == expected, f"{runtime} has {sorted(recipes)}"
+
+
+def test_recipes_that_train_get_more_seeds_only_where_the_profile_says_so() -> None:
+    discover()
+    pairs = [("resnet20", "fashion_mnist")]
+    seeds = {case.seed for case in grid(PROFILES["ci"], pairs) if case.trains}
+    assert seeds == set(range(5)), f"ci runs trained recipes with seeds {sorted(seeds)}"
+    others = {case.seed for case in grid(PROFILES["ci"], pairs) if not case.trains}
+    assert others == {0}, f"ci runs other recipes with seeds {sorted(others)}"
+    assert {case.seed for case in grid(PROFILES["smoke"], pairs)} == {0}
+
+
+def test_recipes_are_canonical_and_unique() -> None:
+    discover()
+    doubled = replace(PROFILES["smoke"], recipes=("magnitude:0.90", "magnitude:0.9,scope=global", "dense"))
+    assert recipes_of(doubled) == ("magnitude:0.9", "dense")

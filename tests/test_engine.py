@@ -1,0 +1,198 @@
+"""The engine: what compress() promises whatever the recipe."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning_bench import compress
+from pruning_bench.contracts import Context
+from pruning_bench.datasets.contract import Split
+from pruning_bench.discover import discover
+from pruning_bench.errors import LevelError, ModelError, PluginError, RecipeError, UnknownNameError
+from pruning_bench.pruning.contract import MaskPlan, PruningTags
+from pruning_bench.registry import STEPS
+
+RECIPES = [
+    "dense",
+    "magnitude:0.5",
+    "magnitude:0.5,scope=layer",
+    "l1_filter:0.5",
+    "l1_filter:0.5+magnitude:0.5",
+    "magnitude:0.5+l1_filter:0.5",
+    "l1_filter:0.25+l1_filter:0.25",
+    "static:w8a8",
+    "l1_filter:0.5+static:w8a8",
+    "magnitude:0.5+finetune:1",
+    "magnitude:0.5+l1_filter:0.5+finetune:1+static:w8a8",
+    "repeat(2,magnitude:0.5+finetune:1)",
+    "l1_filter:0.5+bn_recalibrate:2",
+]
+
+
+class Block(nn.Module):
+    """Convolution, batch norm, a residual add and a linear layer: what couples channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.relu(self.bn1(self.conv1(x)))
+        b = self.relu(self.bn2(self.conv2(a)) + a)
+        return self.fc(b.mean((2, 3)))
+
+
+@pytest.fixture
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    model = Block()
+    with torch.no_grad():
+        model.train()(torch.randn(64, 1, 8, 8))
+        for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+            tensor.add_(0.1 * torch.rand_like(tensor))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def train() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(0, 3, (64,), generator=generator), torch.tensor([0.5]), torch.tensor([0.25]))
+
+
+def make(model: nn.Module, recipe: str, train: Split, seed: int = 0) -> Any:
+    inputs = (train.inputs(slice(0, 1)),)
+    return compress(model, recipe, example_inputs=inputs, calibration=[(train.inputs(),)], train=train, seed=seed)
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_model_that_came_in_is_unchanged(block: nn.Module, train: Split, recipe: str) -> None:
+    before = copy.deepcopy(block)
+    make(block, recipe, train)
+    assert same_state(before, block), f"{recipe} changed the input model"
+    assert not block.training, f"{recipe} switched the input model to training"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_seed_gives_the_same_model(block: nn.Module, train: Split, recipe: str) -> None:
+    one, other = (make(block, recipe, train, seed=3) for _ in range(2))
+    assert same_state(one.model, other.model), f"{recipe} differs between two runs with one seed"
+
+
+def test_another_seed_gives_another_fine_tuned_model(block: nn.Module, train: Split) -> None:
+    one, other = (make(block, "magnitude:0.5+finetune:1", train, seed=seed) for seed in (0, 1))
+    assert not same_state(one.model, other.model), "the seed has no effect on training"
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "dense"])
+def test_the_masked_twin_computes_what_the_float_model_computes(block: nn.Module, train: Split, recipe: str) -> None:
+    made = make(block, recipe, train)
+    x = train.inputs()
+    with torch.no_grad():
+        got, twin = made.float_model(x), made.masked_twin(x)
+    error = ((got - twin).abs().max() / (twin[0] - twin[1]).abs().max()).item()
+    assert error < 1e-4, f"{recipe}: masked twin differs by {error:.2e}"
+    shapes = {k: v.shape for k, v in block.state_dict().items()}
+    twins = {k: v.shape for k, v in made.masked_twin.state_dict().items()}
+    assert twins == shapes, f"{recipe}: the twin has not the dense model's names and shapes"
+
+
+def test_the_finished_masked_model_is_plain(block: nn.Module, train: Split) -> None:
+    made = make(block, "magnitude:0.5+finetune:1", train)
+    fresh = Block()
+    fresh.load_state_dict(made.model.state_dict())
+    x = train.inputs()
+    assert torch.equal(fresh.eval()(x), copy.deepcopy(made.model)(x)), "loaded or copied model computes something else"
+    zeros = sum(int((p == 0).sum()) for n, p in made.model.named_parameters() if n in made.plans[0].masks)
+    expected = sum(int((~mask).sum()) for mask in made.plans[0].masks.values())
+    assert zeros >= expected, f"{zeros} zeros after fine-tuning, the plan removed {expected}"
+
+
+def test_quantization_comes_last(block: nn.Module, train: Split) -> None:
+    with pytest.raises(ModelError, match="after quantization"):
+        make(block, "static:w8a8+magnitude:0.5", train)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "says"),
+    [
+        ("magnitud:0.5", UnknownNameError, "'magnitude'"),
+        ("magnitude:1.0", LevelError, r"in \[0, 1\)"),
+        ("magnitude:-1", RecipeError, r"\^"),
+        ("magnitude", LevelError, "sparsity"),
+        ("magnitude:0.5+", RecipeError, "method name"),
+        ("magnitude:0.5,scop=layer", RecipeError, "scope"),
+        ("static:w8", LevelError, "a8|activations"),
+        ("finetune:0.5", LevelError, "whole number"),
+    ],
+)
+def test_a_bad_recipe_is_one_clear_error(
+    block: nn.Module, train: Split, recipe: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        make(block, recipe, train)
+
+
+def test_nan_weights_are_named(block: nn.Module, train: Split) -> None:
+    with torch.no_grad():
+        block.conv2.weight[0, 0] = float("nan")  # type: ignore[union-attr,operator,index]
+    with pytest.raises(ModelError, match=r"9 non-finite values.*conv2\.weight"):
+        make(block, "magnitude:0.5", train)
+
+
+def test_a_model_without_prunable_layers_is_an_error() -> None:
+    with pytest.raises(ModelError, match="prunable"):
+        compress(nn.Sequential(nn.ReLU()), "magnitude:0.5", example_inputs=(torch.zeros(1, 4),))
+
+
+@pytest.mark.parametrize("inputs", [(), torch.zeros(1, 1, 8, 8)])
+def test_example_inputs_must_be_a_tuple(block: nn.Module, inputs: Any) -> None:
+    with pytest.raises(ModelError, match="tuple"):
+        compress(block, "dense", example_inputs=inputs)
+
+
+def test_missing_data_is_named(block: nn.Module) -> None:
+    inputs = (torch.zeros(1, 1, 8, 8),)
+    with pytest.raises(ModelError, match="no calibration data"):
+        compress(block, "static:w8a8", example_inputs=inputs)
+    with pytest.raises(ModelError, match="no training data"):
+        compress(block, "finetune:1", example_inputs=inputs)
+
+
+@dataclass(frozen=True)
+class NoPlan:
+    """A method that breaks its contract."""
+
+    name: ClassVar[str] = "no_plan"
+    tags: ClassVar[PruningTags] = PruningTags(structure="element")
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> Any:
+        return {"masks": MaskPlan({})}
+
+
+@pytest.fixture
+def no_plan() -> Iterator[None]:
+    discover()
+    with STEPS.temporarily("no_plan", NoPlan):
+        yield
+
+
+@pytest.mark.usefixtures("no_plan")
+def test_a_method_that_returns_no_plan_is_named(block: nn.Module, train: Split) -> None:
+    with pytest.raises(PluginError, match="no_plan: a plan of type dict"):
+        make(block, "no_plan:0.5", train)
