@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pruning_bench.datasets.contract import Split
 from pruning_bench.errors import DataError
@@ -72,9 +71,5 @@ def digest(splits: Iterable[Split]) -> str:
     for split in splits:
         for part in (split.images, split.labels):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(_bytes(part))
+            sha.update(part.contiguous().numpy().data)
     return sha.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().numpy().data.cast("B")

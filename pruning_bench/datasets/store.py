@@ -29,7 +29,7 @@ def write_store(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def read_store(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """The arrays `names` of a store; raises `DataError` if it is missing, corrupt or lacks one of them."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError:
         raise DataError("store", "no such file", "the data that ships with the package", str(path)) from None
