@@ -1,0 +1,282 @@
+"""Which channels must go together: found by walking the exported graph once, along the rules of `coupling_rules`.
+
+Every index of every dimension of every parameter and buffer gets a label. An operator's rule passes labels on
+(relu, flatten), joins them (a residual add joins its operands channel by channel) or pins them (what must keep its
+size). Connected labels are one *unit*: a channel with all that it touches, removed whole or not at all. Units with the
+same producers (the layers that make the channel) form a *coupling*, out of which a method takes its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from pruning_bench import graphs
+from pruning_bench.errors import ModelError, PlanError
+from pruning_bench.pruning.contract import ChannelPlan
+
+WHO = "couplings"
+Labels: TypeAlias = NDArray[np.int64]
+Dimension: TypeAlias = Labels | str  # a label for every index, or the reason why this dimension keeps its size
+TensorDim: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """What may be removed from a model, and what goes with it.
+
+    Args:
+        units: (tensor, dimension) -> the unit of every index, int64 [size]; tensors are parameters and buffers.
+        groups: coupling -> its units in the order of its first producer; named after that producer's module.
+        producers: coupling -> the (weight, dimension) pairs that make its channels, in forward order.
+        untouched: "weight, dimension d" -> why some or all of it cannot be pruned.
+    """
+
+    units: Mapping[TensorDim, Labels]
+    groups: Mapping[str, Labels]
+    producers: Mapping[str, tuple[TensorDim, ...]]
+    untouched: Mapping[str, str]
+
+    def sums(self, coupling: str, per_index: Mapping[TensorDim, Tensor]) -> Tensor:
+        """Values of the producers' indices summed over each unit of a coupling.
+
+        Args:
+            per_index: for every producer of the coupling, values of shape [size of that dimension].
+        Returns:
+            float64 [units of the coupling].
+        """
+        units = self.groups[coupling]
+        order = np.argsort(units)
+        total = np.zeros(len(units))
+        for producer in self.producers[coupling]:
+            values = per_index[producer].detach().double().cpu().numpy()
+            at = np.minimum(np.searchsorted(units, self.units[producer], sorter=order), len(units) - 1)
+            here = units[order[at]] == self.units[producer]
+            np.add.at(total, order[at[here]], values[here])
+        return torch.from_numpy(total)
+
+    def plan(self, keep: Mapping[str, Tensor]) -> ChannelPlan:
+        """The plan that keeps, of each coupling named in `keep`, the units that are True there.
+
+        Args:
+            keep: coupling -> bool [units]; couplings left out stay whole.
+        Raises:
+            PlanError: an unknown coupling, a mask of another length, or one that keeps nothing.
+        """
+        gone = np.zeros(1 + max((int(units.max()) for units in self.units.values()), default=0), dtype=bool)
+        removed = {}
+        for name, mask in keep.items():
+            if name not in self.groups or mask.shape != self.groups[name].shape:
+                raise PlanError(
+                    WHO, f"keep of shape {tuple(mask.shape)}", "one bool for every unit of a coupling", name
+                )
+            if not mask.any():
+                raise PlanError(WHO, "no channel kept", "at least one", name)
+            gone[self.groups[name][~mask.cpu().numpy()]] = True
+            removed[name] = (int((~mask).sum()), len(mask))
+        kept: dict[str, dict[int, Tensor]] = {}
+        for (tensor, dim), units in self.units.items():
+            if gone[units].any():
+                kept.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(~gone[units]))
+        return ChannelPlan(kept, removed, untouched=dict(self.untouched))
+
+
+def find_couplings(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Couplings:
+    """The couplings of `model`; the model is not changed. Linear in the size of the graph.
+
+    Inputs and outputs of the model keep their sizes; so do channels that an operator without a rule touches.
+
+    Raises:
+        ModelError: the model cannot be exported.
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> found = find_couplings(model, (torch.zeros(2, 1, 4, 4),))
+        >>> found.producers
+        {'0': (('0.weight', 0),)}
+        >>> plan = found.plan({"0": torch.tensor([True, False, False, True])})
+        >>> {name: [len(index) for index in dims.values()] for name, dims in plan.kept.items()}
+        {'0.weight': [2], '0.bias': [2], '3.weight': [8]}
+        >>> plan.untouched
+        {'3.weight, dimension 0': "the model's output"}
+    """
+    walk = Walk(graphs.export(model, example_inputs), _canonical_names(model))
+    walk.run()
+    return walk.couplings()
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Name -> the first name of the same tensor: tied weights are one tensor under several names."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+class Walk:
+    """One pass over an exported graph; what the rules read and write.
+
+    A rule gets the walk and a node and returns the dimensions of the node's value; on the way it calls `join` and
+    `pin`. It reads operands by `argument` and their dimensions by `dims`.
+    """
+
+    def __init__(self, program: ExportedProgram, canonical: Mapping[str, str]) -> None:
+        self.program = program
+        self._canonical = canonical
+        self._names = graphs.tensor_names(program)
+        self._count = 0
+        self._tensors: dict[TensorDim, Labels] = {}
+        self._values: dict[Node, list[Dimension]] = {}
+        self._edges: list[tuple[Labels, Labels]] = []
+        self._pins: list[tuple[Labels, str]] = []
+        self._producers: dict[TensorDim, None] = {}
+
+    def run(self) -> None:
+        """Walks all nodes in order."""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._placeholder(node)
+            elif node.op == "output":
+                for source in node.all_input_nodes:
+                    self.pin_all(source, "the model's output")
+            elif isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+                self._values[node] = self._apply(node)
+
+    def dims(self, node: Node) -> list[Dimension]:
+        """The dimensions of a node's value; of what is no tensor, none."""
+        return self._values.get(node, [])
+
+    def argument(self, node: Node, name: str, default: Any = None) -> Any:
+        """An operand by its name in the operator's schema."""
+        for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            if argument.name == name:
+                return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+        return default
+
+    def shape(self, node: Node) -> tuple[Any, ...]:
+        """The shape of a node's value: ints, or torch.SymInt where it follows the batch."""
+        value = node.meta.get("val")
+        return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+    def fresh(self, size: int) -> Labels:
+        """New labels for a dimension."""
+        self._count += size
+        return np.arange(self._count - size, self._count, dtype=np.int64)
+
+    def labels(self, dimension: Dimension, size: int) -> Labels:
+        """Labels of a dimension; one that keeps its size gets new ones, pinned by its reason."""
+        if not isinstance(dimension, str):
+            return dimension
+        labels = self.fresh(size)
+        self.pin(labels, dimension)
+        return labels
+
+    def join(self, one: Dimension, other: Dimension) -> Dimension:
+        """The two go together, index by index; what is joined to a dimension that keeps its size keeps its own."""
+        if isinstance(one, str):
+            self.pin(other, one)
+            return one
+        if isinstance(other, str):
+            self.pin(one, other)
+            return other
+        if one is not other:
+            self._edges.append((one, other))
+        return one
+
+    def pin(self, dimension: Dimension, reason: str) -> None:
+        """The dimension keeps its size."""
+        if not isinstance(dimension, str):
+            self._pins.append((dimension, reason))
+
+    def pin_all(self, node: Node, reason: str) -> None:
+        """All dimensions of a node's value keep their size."""
+        for dimension in self.dims(node):
+            self.pin(dimension, reason)
+
+    def produce(self, weight: Node, dim: int) -> None:
+        """This dimension of a weight makes the channels that it labels."""
+        if weight.name in self._names:
+            self._producers[self._tensor(weight), dim] = None
+
+    def _tensor(self, node: Node) -> str:
+        name = self._names[node.name]
+        return self._canonical.get(name, name)
+
+    def _placeholder(self, node: Node) -> list[Dimension]:
+        shape = self.shape(node)
+        if node.name not in self._names:
+            return ["the model's input, or a constant of its code"] * len(shape)
+        tensor = self._tensor(node)
+        for dim, size in enumerate(shape):
+            if size > 1 and (tensor, dim) not in self._tensors:
+                self._tensors[tensor, dim] = self.fresh(size)
+        return [self._tensors.get((tensor, dim), "a single channel") for dim in range(len(shape))]
+
+    def _apply(self, node: Node) -> list[Dimension]:
+        from pruning_bench.pruning.coupling_rules import RULES  # the rules are written against this class
+
+        rule = RULES.get(graphs.operator(node))
+        dims = rule(self, node) if rule is not None and isinstance(node.meta["val"], Tensor) else None
+        if dims is not None:
+            shape = self.shape(node)
+            sizes = tuple(shape[at] if isinstance(dim, str) else len(dim) for at, dim in enumerate(dims[: len(shape)]))
+            if len(dims) != len(shape) or sizes != shape:
+                raise ModelError(WHO, f"dimensions {sizes}", f"{shape}, those of the value", graphs.place(node))
+            return dims
+        reason = f"no rule for {graphs.operator(node)} [{graphs.place(node)}]"
+        for source in node.all_input_nodes:
+            self.pin_all(source, reason)
+        return [reason] * len(self.shape(node))
+
+    def couplings(self) -> Couplings:
+        """What the walk found."""
+        unit = self._units()
+        pinned: dict[int, str] = {}
+        for labels, reason in self._pins:
+            for one in np.unique(unit[labels]):
+                pinned.setdefault(int(one), reason)
+        makers: dict[int, tuple[TensorDim, ...]] = {}
+        untouched: dict[str, str] = {}
+        for producer in self._producers:
+            for one in map(int, unit[self._tensors.get(producer, np.empty(0, np.int64))]):
+                if one in pinned:
+                    untouched.setdefault(f"{producer[0]}, dimension {producer[1]}", pinned[one])
+                elif makers.get(one, ())[-1:] != (producer,):
+                    makers[one] = (*makers.get(one, ()), producer)
+        grouped: dict[tuple[TensorDim, ...], list[int]] = {}
+        for one, producers in makers.items():
+            grouped.setdefault(producers, []).append(one)
+        names = dict(zip(_names(grouped), grouped, strict=True))
+        return Couplings(
+            units={key: unit[labels] for key, labels in self._tensors.items()},
+            groups={name: np.array(grouped[producers], dtype=np.int64) for name, producers in names.items()},
+            producers=names,
+            untouched=untouched,
+        )
+
+    def _units(self) -> Labels:
+        """Label -> unit: the connected components of all joins."""
+        empty = np.empty(0, dtype=np.int64)
+        left = np.concatenate([empty, *(one for one, _ in self._edges)])
+        right = np.concatenate([empty, *(other for _, other in self._edges)])
+        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self._count, self._count))
+        return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _names(groups: Iterable[tuple[TensorDim, ...]]) -> list[str]:
+    """The module of each coupling's first producer, numbered from the second coupling of that module on."""
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for producers in groups:
+        module = producers[0][0].rpartition(".")[0] or producers[0][0]
+        names.append(f"{module}_{seen[module]}" if module in seen else module)
+        seen[module] = seen.get(module, 0) + 1
+    return names
