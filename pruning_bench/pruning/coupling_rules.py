@@ -112,35 +112,12 @@ def batch_norm(walk: Walk, node: Node) -> list[Dimension]:
     return dims
 
 
-@rule(
-    *(
-        f"aten.{name}"
-        for name in [
-            "relu",
-            "relu6",
-            "hardtanh",
-            "leaky_relu",
-            "elu",
-            "selu",
-            "celu",
-            "gelu",
-            "silu",
-            "mish",
-            "hardswish",
-        ]
-    ),
-    *(
-        f"aten.{name}"
-        for name in ["hardsigmoid", "sigmoid", "tanh", "softplus", "log_sigmoid", "exp", "neg", "abs", "sqrt", "rsqrt"]
-    ),
-    *(
-        f"aten.{name}"
-        for name in ["clamp", "clamp_min", "clamp_max", "pow", "dropout", "feature_dropout", "alpha_dropout"]
-    ),
-    *(f"aten.{name}" for name in ["contiguous", "clone", "detach", "alias", "to", "_to_copy"]),
-    *(f"aten.{name}" for name in ["add", "sub", "mul", "div", "maximum", "minimum"]),
-    in_place=True,
-)
+ACTIVATIONS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh softplus log_sigmoid"
+POINTWISE = "exp neg abs sqrt rsqrt clamp clamp_min clamp_max pow add sub mul div maximum minimum"
+UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias to _to_copy"
+
+
+@rule(*(f"aten.{name}" for name in " ".join((ACTIVATIONS, POINTWISE, UNCHANGED)).split()), in_place=True)
 def elementwise(walk: Walk, node: Node) -> list[Dimension]:
     """All operands go together dimension by dimension, aligned at the last one; those of size one are repeated."""
     dims: list[Dimension] = [SINGLE] * len(walk.shape(node))
@@ -267,8 +244,7 @@ def _merged(walk: Walk, node: Node, dims: list[Dimension], old: Sequence[Any], n
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many sizes the two have in common at their start; sizes that follow the batch are compared as text."""
-    pairs = [str(a) == str(b) for a, b in zip(one, other, strict=False)]
-    return (pairs + [False]).index(False)
+    return [*(str(a) == str(b) for a, b in zip(one, other, strict=False)), False].index(False)
 
 
 @rule("aten.slice")

@@ -83,7 +83,7 @@ def expand(shrunk: nn.Module, dense: nn.Module, plans: Sequence[object]) -> nn.M
 
     Args:
         shrunk: what the plans, applied in order to a model of the shapes of `dense`, and any training left.
-        plans: all plans in the order they were applied; those that are neither `MaskPlan` nor `ChannelPlan` are ignored.
+        plans: all plans in the order they were applied; others than mask and channel plans are ignored.
     Raises:
         PlanError: plans and models do not fit together.
     """
@@ -119,7 +119,8 @@ def compose(plans: Sequence[ChannelPlan]) -> ChannelPlan:
     """One plan that keeps what all of them, applied one after the other, keep.
 
     Example:
-        >>> first, second = ChannelPlan({"w": {0: torch.tensor([0, 2, 3])}}), ChannelPlan({"w": {0: torch.tensor([1, 2])}})
+        >>> first = ChannelPlan({"w": {0: torch.tensor([0, 2, 3])}})
+        >>> second = ChannelPlan({"w": {0: torch.tensor([1, 2])}})
         >>> compose([first, second]).kept
         {'w': {0: tensor([2, 3])}}
     """
