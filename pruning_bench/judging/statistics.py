@@ -177,13 +177,28 @@ def process_difference(now: Processes, then: Processes) -> Estimate:
         >>> round(estimate.error, 4), estimate.freedom
         (0.011, 4)
     """
-    freedom = now.count + then.count - 2
-    sides = (now, then)
-    total = sum((side.count - 1) * side.spread**2 for side in sides)
-    inside = sum((side.count - 1) * side.within**2 for side in sides)
-    between = max(0.0, total - inside) / freedom if freedom else 0.0
-    variance = sum((between + side.within**2) / side.count for side in sides)
-    return Estimate(now.centre - then.centre, math.sqrt(variance), freedom or math.inf)
+    between, freedom = _between(now, then)
+    variance = sum((between + side.within**2) / side.count for side in (now, then))
+    return Estimate(now.centre - then.centre, math.sqrt(variance), freedom)
+
+
+def process_mean(now: Processes, known: Processes | None = None) -> Estimate:
+    """Estimate of the centre of `now`, with the spread between processes pooled from `known` too, as above.
+
+    From a single process and nothing known the error is that inside the process: too small, but all there is.
+    Example:
+        >>> process_mean(Processes(4, 0.1, spread=0.02))
+        Estimate(value=0.1, error=0.01, freedom=3)
+    """
+    between, freedom = _between(*((now,) if known is None else (now, known)))
+    return Estimate(now.centre, math.sqrt((between + now.within**2) / now.count), freedom)
+
+
+def _between(*sides: Processes) -> tuple[float, float]:
+    """Pooled variance between processes beyond the errors inside them, and its degrees of freedom."""
+    freedom = sum(side.count - 1 for side in sides)
+    beyond = sum((side.count - 1) * (side.spread**2 - side.within**2) for side in sides)
+    return (max(0.0, beyond) / freedom, freedom) if freedom else (0.0, math.inf)
 
 
 def mcnemar_midp(lost: int, gained: int) -> float:

@@ -1,0 +1,178 @@
+"""A run and its report as flat rows, one a case; the same for terminal, Markdown and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from pruning_bench.judging.baseline import Baseline
+from pruning_bench.judging.case_ids import case_of, group_of
+from pruning_bench.judging.gate import Report
+from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.statistics import Processes, process_mean
+from pruning_bench.judging.verdicts import Verdict
+from pruning_bench.records import Measurement, Run, merge
+from pruning_bench.reporting.verdict_text import explained
+
+PAPER_SHARE = 0.5  # a case with at most this share of the dense MACs is held against its claim
+NO_SPEEDUP = 1.05  # a speed-up that may be below this is none worth the name
+
+Metrics = Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of the table, its seeds together; what was not measured is None.
+
+    Args:
+        case_id: id without seed.
+        settings: what differs from one CPU thread and batch 1, such as "t2 b64".
+        seeds: how many seeds `top1` (a share) is the mean of.
+        top1_change: to the dense model, a difference of shares.
+        bytes, compression: of the saved file; dense size / size.
+        macs, macs_share: multiply-accumulates with a nonzero weight; and over those of the dense model.
+        latency: seconds per call.
+        speedup, speedup_low, speedup_high: dense time / time on the same runtime, with its interval.
+        processes: behind the speed-up; one says little of others.
+        strongest_speedup, strongest: time of the strongest dense model here / time; and which that is.
+        outcome: the worst of the case's verdicts, "" when nothing of it was judged.
+    """
+
+    case_id: str
+    model: str
+    dataset: str
+    recipe: str
+    runtime: str
+    settings: str = ""
+    seeds: int = 0
+    top1: float | None = None
+    top1_change: float | None = None
+    bytes: float | None = None
+    compression: float | None = None
+    macs: float | None = None
+    macs_share: float | None = None
+    latency: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    processes: int = 0
+    strongest_speedup: float | None = None
+    strongest: str = ""
+    outcome: str = ""
+    note: str = ""
+
+
+def rows_of(
+    run: Run, report: Report, baseline: Baseline | None = None, policy: Policy | None = None
+) -> tuple[Row, ...]:
+    """Rows of all cases that were selected, in the order of the grid.
+
+    Args:
+        baseline: where the spread between processes is known from; None takes that of the run alone.
+    """
+    policy, baseline = policy or Policy(), baseline or Baseline()
+    measured = _by_group(run)
+    judged: dict[str, list[Verdict]] = {}
+    for verdict in report.verdicts:
+        judged.setdefault(group_of(verdict.case_id)[0], []).append(verdict)
+    shown = [case.case_id for case in run.cases if case.state in ("ran", "skipped", "error")]
+    groups = dict.fromkeys(group_of(case_id)[0] for case_id in (*shown, *(m.case_id for m in run.measurements)))
+    known = baseline.own_times(run.environment)
+    rows = []
+    for group in groups:
+        line = known.get((group, "relative_time"))
+        row = _measured(group, measured.get(group, {}), line.summary if line else None, policy)
+        rows.append(_judged(row, judged.get(group, [])))
+    return tuple(_against_dense(row, rows) for row in rows)
+
+
+def _by_group(run: Run) -> dict[str, dict[int, Metrics]]:
+    """id without seed -> seed -> metric -> measurement."""
+    found: dict[str, dict[int, dict[str, Measurement]]] = {}
+    for m in merge(run.measurements):
+        group, seed = group_of(m.case_id)
+        found.setdefault(group, {}).setdefault(seed, {})[m.metric] = m
+    return {group: dict(sorted(seeds.items())) for group, seeds in found.items()}
+
+
+def _measured(group: str, seeds: Mapping[int, Metrics], known: Processes | None, policy: Policy) -> Row:
+    case = case_of(group)
+    if case is None:
+        row = Row(group, group, "", "", "")
+    else:
+        differ = (("" if case.device == "cpu" else case.device), f"t{case.threads}", f"b{case.batch}")
+        settings = " ".join(word for word in differ if word not in ("", "t1", "b1"))
+        row = Row(group, case.model, case.dataset, case.recipe, case.runtime, settings)
+    first = {name: m for metrics in reversed(list(seeds.values())) for name, m in metrics.items()}
+    top1 = [metrics["top1"].value for metrics in seeds.values() if "top1" in metrics]
+    strongest = first.get("strongest_ratio")
+    row = replace(
+        row,
+        seeds=len(top1),
+        top1=sum(top1) / len(top1) if top1 else None,
+        bytes=_value(first, "bytes"),
+        macs=_value(first, "macs_effective", "macs"),
+        latency=_value(first, "latency"),
+        strongest_speedup=1 / strongest.value if strongest and strongest.value else None,
+        strongest=str(strongest.detail.get("strongest", "")) if strongest else "",
+    )
+    return _timed(row, first.get("relative_time"), known, policy)
+
+
+def _value(metrics: Metrics, *names: str) -> float | None:
+    return next((metrics[name].value for name in names if name in metrics), None)
+
+
+def _timed(row: Row, ratio: Measurement | None, known: Processes | None, policy: Policy) -> Row:
+    if ratio is None or not ratio.samples:
+        return row
+    estimate = process_mean(Processes.of(ratio.samples, ratio.errors), known)
+    low, high = estimate.interval(policy.confidence)
+    return replace(
+        row,
+        speedup=math.exp(-estimate.value),
+        speedup_low=math.exp(-high),
+        speedup_high=math.exp(-low),
+        processes=len(ratio.samples),
+    )
+
+
+def _judged(row: Row, verdicts: Iterable[Verdict]) -> Row:
+    worst = min(verdicts, key=lambda v: (not v.fails, v.severity), default=None)
+    return row if worst is None else replace(row, outcome=worst.outcome.value, note=explained(worst))
+
+
+def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
+    """With what only a look at the dense model tells: the one of the same runtime and settings, if it was measured."""
+    same = [r for r in rows if r.recipe == "dense" and (r.model, r.dataset) == (row.model, row.dataset)]
+    same.sort(key=lambda r: (r.runtime != row.runtime, r.settings != row.settings))
+
+    def dense(name: str) -> float | None:
+        return next((value for r in same if (value := getattr(r, name)) is not None), None)
+
+    top1, size, macs = dense("top1"), dense("bytes"), dense("macs")
+    row = replace(
+        row,
+        top1_change=None if row.top1 is None or top1 is None else row.top1 - top1,
+        compression=size / row.bytes if size and row.bytes else None,
+        macs_share=row.macs / macs if macs and row.macs is not None else None,
+    )
+    return replace(row, note="; ".join(filter(None, (paper_claim(row), row.note))))
+
+
+def paper_claim(row: Row) -> str:
+    """In plain words, when MACs went and time did not; "" otherwise.
+
+    Example:
+        >>> paper_claim(Row("", "", "", "", "", macs_share=0.1, speedup=1.0, speedup_low=0.98, speedup_high=1.02))
+        'removes 90 % of the MACs on paper and none of the time'
+    """
+    if row.macs_share is None or row.macs_share > PAPER_SHARE or row.speedup_low is None or row.speedup_high is None:
+        return ""
+    if row.speedup_low > NO_SPEEDUP:
+        return ""
+    head = f"removes {100 * (1 - row.macs_share):.0f} % of the MACs on paper and"
+    if row.speedup_high < 1 / NO_SPEEDUP:
+        return f"{head} takes more time"
+    return f"{head} none of the time" if row.speedup_high <= NO_SPEEDUP else f"{head} no time that this run can prove"

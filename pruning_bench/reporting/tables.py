@@ -1,0 +1,116 @@
+"""What terminal and Markdown share: headings, cells, and the lines above them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pruning_bench.judging.gate import Report
+from pruning_bench.judging.verdicts import Verdict
+from pruning_bench.records import Outcome, Run
+from pruning_bench.reporting import text
+from pruning_bench.reporting.rows import Row
+from pruning_bench.reporting.verdict_text import delta_format, interval, size
+
+HEADINGS = (
+    "recipe", "runtime", "top-1", "change", "size", "smaller", "MACs",
+    "latency", "speed-up vs dense", "strongest", "outcome",
+)  # fmt: skip
+ALIGN = ("left", "left", *["right"] * 6, "left", "right", "left")
+VERDICT_HEADINGS = ("outcome", "metric", "baseline -> now", "delta", "margin", "could see", "n", "case")
+VERDICT_ALIGN = ("left", "left", "left", "left", "right", "right", "right", "left")  # the longest cell last
+FULL_COUNT = 10  # INCONCLUSIVE verdicts listed in full
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of one table, and the notes that its outcomes refer to."""
+
+    title: str
+    headings: Sequence[str]
+    align: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def headline(report: Report) -> str:
+    """One line: the verdict on the run and how many of each outcome."""
+    if not report.judged:
+        return "not judged: the run was interrupted"
+    counts = ", ".join(f"{number} {outcome.value}" for outcome, number in report.counts.items())
+    words = {0: "passed", 1: "FAILED", 6: "INVALID: a control failed, the machine was not fit to measure"}
+    return f"{words[report.exit_status]}: {counts or 'nothing to judge'}"
+
+
+def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
+    """The lines above the tables."""
+    lines = [headline(report), f"run {run.id}, profile {run.profile}"]
+    lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
+    if report.new_times:
+        lines.append(
+            f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
+            f'pruning-bench accept {run.id} --times --reason "..."'
+        )
+    strongest = sorted({f"{row.strongest} for {row.model}" for row in rows if row.strongest})
+    if strongest:
+        lines.append(f"strongest dense model here: {', '.join(strongest)}")
+    if any(row.processes == 1 for row in rows):
+        lines.append("a speed-up from a single process: other processes may differ by more than its interval says")
+    return lines
+
+
+def case_tables(rows: Iterable[Row]) -> list[Table]:
+    """One table for each model and data set."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row.model} on {row.dataset}" if row.dataset else row.model, []).append(row)
+    return [_case_table(title, members) for title, members in groups.items()]
+
+
+def _case_table(title: str, rows: Sequence[Row]) -> Table:
+    notes: dict[str, int] = {}
+    cells = []
+    for row in rows:
+        mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
+        cells.append([*_cells(row), (row.outcome or text.NOTHING) + mark])
+    return Table(title, HEADINGS, ALIGN, cells, [f"[{number}] {note}" for note, number in notes.items()])
+
+
+def _cells(row: Row) -> list[str]:
+    speedup = text.times(row.speedup)
+    if row.speedup_low is not None and row.speedup_high is not None:
+        speedup += f" [{text.times(row.speedup_low)[:-1]}, {text.times(row.speedup_high)[:-1]}]"
+    seeds = f" /{row.seeds}" if row.seeds > 1 else ""
+    return [
+        row.recipe or row.case_id,
+        f"{row.runtime} {row.settings}".strip(),
+        text.percent(row.top1, 2) + seeds,
+        text.points(row.top1_change),
+        text.amount(row.bytes, "B"),
+        text.times(row.compression),
+        text.amount(row.macs),
+        text.seconds(row.latency),
+        speedup,
+        text.times(row.strongest_speedup),
+    ]
+
+
+def verdict_tables(report: Report) -> list[Table]:
+    """What fails, by severity; then what was inconclusive, with the smallest effect that it could have seen."""
+    open_ = [v for v in report.verdicts if v.outcome is Outcome.INCONCLUSIVE]
+    tables = [_verdict_table("failing", report.failing), _verdict_table("inconclusive", open_[:FULL_COUNT])]
+    if len(open_) > FULL_COUNT:
+        tables[1] = _verdict_table(f"inconclusive ({FULL_COUNT} of {len(open_)})", open_[:FULL_COUNT])
+    return [table for table in tables if table.cells]
+
+
+def _verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
+    notes: dict[str, int] = {}
+    cells = []
+    for v in verdicts:
+        mark = f" [{notes.setdefault(v.note, len(notes) + 1)}]" if v.note else ""
+        delta = delta_format(v)(v.delta) + (f" {interval(v)}" if v.interval else "")
+        change = f"{text.measured(v.then, v.unit)} -> {text.measured(v.now, v.unit)}"
+        limits = [size(v, v.margin), size(v, v.smallest_detectable), str(v.n or text.NOTHING)]
+        cells.append([v.outcome.value + mark, v.metric, change, delta, *limits, v.case_id])
+    return Table(title, VERDICT_HEADINGS, VERDICT_ALIGN, cells, [f"[{n}] {note}" for note, n in notes.items()])
