@@ -1,0 +1,117 @@
+"""The affine core: real numbers <-> integer codes. Pure functions; the one place that rounds.
+
+The arithmetic is that of `torch.fake_quantize_per_tensor_affine` and `_per_channel_affine`, bit for bit:
+
+    code = clamp(round(x * (1 / scale)) + zero_point, low, high)        round half to even, float32
+    x'   = (code - zero_point) * scale
+
+Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018,
+arXiv 1712.05877.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.quantization.contract import Affine
+
+WHO = "quantize"
+SMALLEST_SCALE = 2.0**-60  # the product of two scales and the reciprocal of one stay normal float32 numbers
+LARGEST_VALUE = 2.0**126  # larger magnitudes saturate; every code times its scale stays finite
+
+
+def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Lowest and highest code: unsigned when asymmetric; symmetric is signed and narrow, so that -x has a code when x has.
+
+    Args:
+        bits: 2 to 8.
+    Raises:
+        LevelError: other bits.
+    Example:
+        >>> code_range(8, symmetric=False), code_range(8, symmetric=True)
+        ((0, 255), (-127, 127))
+    """
+    if not 2 <= bits <= 8:
+        raise LevelError(WHO, f"{bits} bits", "2 to 8 bits")
+    highest = 2 ** (bits - 1) - 1
+    return (-highest, highest) if symmetric else (0, 2**bits - 1)
+
+
+def choose_affine(
+    lowest: Tensor, highest: Tensor, bits: int, *, symmetric: bool, axis: int | None = None, who: str = WHO
+) -> Affine:
+    """The affine that spans the observed range, widened to hold zero, which gets a code of its own.
+
+    asymmetric: scale = (max - min) / (high - low), zero_point = low - round(min / scale)
+    symmetric:  scale = max(|min|, |max|) / high,   zero_point = 0
+
+    A range of zero gets the scale of the range [0, 1]; others never go below `SMALLEST_SCALE`.
+
+    Args:
+        lowest, highest: observed values; any float dtype, shape [] or [channels].
+        bits: 2 to 8.
+        axis: the channel dimension when the shape is [channels].
+        who: who to name in an error.
+    Raises:
+        ModelError: a bound is not finite, or lowest > highest.
+    Example:
+        >>> affine = choose_affine(torch.tensor(-1.0), torch.tensor(1.55), 8, symmetric=False)
+        >>> round(float(affine.scale), 6), int(affine.zero_point)
+        (0.01, 100)
+    """
+    _check_range(lowest, highest, who)
+    low, high = code_range(bits, symmetric)
+    least = lowest.double().clamp(-LARGEST_VALUE, 0.0)
+    most = highest.double().clamp(0.0, LARGEST_VALUE)
+    span, steps = (torch.maximum(-least, most), high) if symmetric else (most - least, high - low)
+    span = torch.where(span == 0, 1.0, span)
+    scale = (span / steps).clamp(min=SMALLEST_SCALE).float()
+    zero_point = torch.zeros_like(scale) if symmetric else (low - torch.round(least / scale)).clamp(low, high)
+    return Affine(scale, zero_point.to(torch.int32), low, high, axis)
+
+
+def quantize(x: Tensor, affine: Affine) -> Tensor:
+    """Codes of `x`: int32 of the same shape, in [low, high]; finite values outside the range saturate.
+
+    Example:
+        >>> affine = choose_affine(torch.tensor(0.0), torch.tensor(2.55), 8, symmetric=False)
+        >>> quantize(torch.tensor([-1.0, 0.0, 1.0, 9.0]), affine)
+        tensor([  0,   0, 100, 255], dtype=torch.int32)
+    """
+    scale, zero_point = spread(affine, x.dim())
+    return (torch.round(x * (1 / scale)) + zero_point).clamp(affine.low, affine.high).to(torch.int32)
+
+
+def dequantize(codes: Tensor, affine: Affine) -> Tensor:
+    """float32 values of integer codes (any integer dtype): (code - zero_point) * scale."""
+    scale, zero_point = spread(affine, codes.dim())
+    return (codes.to(torch.int32) - zero_point).float() * scale
+
+
+def fake_quantize(x: Tensor, affine: Affine) -> Tensor:
+    """`dequantize(quantize(x))`: float32, the value that stands for `x` in the integer model."""
+    return dequantize(quantize(x, affine), affine)
+
+
+def spread(affine: Affine, dims: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point shaped to broadcast against a tensor of `dims` dimensions."""
+    if affine.axis is None:
+        return affine.scale, affine.zero_point
+    shape = [1] * dims
+    shape[affine.axis] = -1
+    return affine.scale.view(shape), affine.zero_point.view(shape)
+
+
+def _check_range(lowest: Tensor, highest: Tensor, who: str) -> None:
+    for name, bound in (("lowest", lowest), ("highest", highest)):
+        if not torch.isfinite(bound).all():
+            raise ModelError(who, f"{name} value {_first(bound, ~torch.isfinite(bound))}", "finite values")
+    if (lowest > highest).any():
+        wrong = lowest > highest
+        raise ModelError(who, f"lowest {_first(lowest, wrong)} > highest {_first(highest, wrong)}", "lowest <= highest")
+
+
+def _first(values: Tensor, where: Tensor) -> float:
+    return float(values[where].flatten()[0])

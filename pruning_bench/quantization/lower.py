@@ -1,0 +1,299 @@
+"""One canonical plan, several forms: an eager simulation, and an ONNX graph with q/dq nodes.
+
+Both put modules at the same sites of the same exported graph, so that they cannot disagree about placement.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from pruning_bench.errors import PlanError, closest
+from pruning_bench.graphs import export, operator, readable_names
+from pruning_bench.quantization import qdq
+from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean
+from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points
+
+WHO = "QuantPlan"
+QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators and for values go
+
+
+class Rule(enum.Enum):
+    """What a runtime does that the bare plan (fake-quantized tensors around float operators) does not say."""
+
+    INTEGER_SUMS = "layers, additions and global average pools sum codes exactly; biases are int32 of scale s_x * s_w"
+    RELU_IS_CLAMP = "a ReLU between such a sum and its quantizer is the quantizer's clamp at zero"
+    DIVIDE = "a float value is quantized by dividing by the scale, not by multiplying with its reciprocal"
+
+
+INTEGER = frozenset(Rule)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node that the plan touches, and what is known of the values around it.
+
+    Args:
+        name: readable name of the node.
+        function: its ATen operator.
+        arguments: the arguments after the tensors (and after weight and bias of a layer).
+        inputs: affines of the tensors that it reads, None where a value is in float.
+        output: affine of what it gives, None for float.
+        relu: a ReLU stands between the node and its quantizer.
+        weight, weight_affine, bias: of a layer.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    inputs: tuple[Affine | None, ...]
+    output: Affine | None
+    relu: bool = False
+    weight: Tensor | None = None
+    weight_affine: Affine | None = None
+    bias: Tensor | None = None
+
+
+class Form(Protocol):
+    """What stands at the sites: each method gives a module, and whether it quantizes its output itself; None leaves it."""
+
+    every_value: bool  # quantize again behind operators that pass values on
+
+    def layer(self, site: Site) -> tuple[nn.Module, bool]: ...
+
+    def add(self, site: Site) -> tuple[nn.Module, bool] | None: ...
+
+    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None: ...
+
+    def value(self, affine: Affine, name: str) -> nn.Module: ...
+
+
+def simulate(
+    plan: QuantPlan,
+    float_model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    rules: frozenset[Rule] = INTEGER,
+) -> nn.Module:
+    """The quantized model in eager: a plain module that computes what a runtime with these rules computes.
+
+    Args:
+        plan: never changed.
+        float_model: the model just before quantization (its batch norm is folded here); never changed.
+        example_inputs: positional arguments of its forward; any batch size runs afterwards.
+        rules: what the runtime does; the empty set is the bare plan.
+    Raises:
+        PlanError: the plan names what the model does not have, or has other shapes.
+    """
+    return lower(plan, float_model, example_inputs, Simulation(rules))
+
+
+def to_qdq(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The quantized model as a module to be exported to ONNX; raises `PlanError` as `simulate`, and for other than 8 bits."""
+    return lower(plan, float_model, example_inputs, Qdq())
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Modules that compute."""
+
+    rules: frozenset[Rule]
+    every_value = False
+
+    def layer(self, site: Site) -> tuple[nn.Module, bool]:
+        """On codes when the input is quantized and the rules say so, else in float with a rounded weight."""
+        assert site.weight is not None and site.weight_affine is not None
+        x = site.inputs[0]
+        common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
+        if x is None or Rule.INTEGER_SUMS not in self.rules:
+            return FloatLayer(*common), False
+        fused = self._fuses(site)
+        return IntegerLayer(*common, x, site.output if fused else None, site.relu), fused
+
+    def add(self, site: Site) -> tuple[nn.Module, bool] | None:
+        """On codes when both sides and the sum are quantized."""
+        a, b = site.inputs
+        if a is None or b is None or site.output is None or not self._fuses(site):
+            return None
+        return IntegerAdd(a, b, site.output, site.relu), True
+
+    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
+        """On codes when input and output are quantized."""
+        x = site.inputs[0]
+        if x is None or site.output is None or site.relu or not self._fuses(site):
+            return None
+        return IntegerMean(x, site.output, dims), True
+
+    def value(self, affine: Affine, name: str) -> nn.Module:
+        """A float value rounded to its grid."""
+        return FakeQuantize(affine, Rule.DIVIDE in self.rules)
+
+    def _fuses(self, site: Site) -> bool:
+        sums = Rule.INTEGER_SUMS in self.rules and site.output is not None
+        return sums and (not site.relu or Rule.RELU_IS_CLAMP in self.rules)
+
+
+@dataclass(frozen=True)
+class Qdq:
+    """Modules that export to ONNX nodes."""
+
+    every_value = True
+
+    def layer(self, site: Site) -> tuple[nn.Module, bool]:
+        """A float operator with dequantized weight and bias."""
+        assert site.weight is not None and site.weight_affine is not None
+        common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
+        return qdq.Layer(*common, site.inputs[0]), False
+
+    def add(self, site: Site) -> tuple[nn.Module, bool] | None:
+        """The float operator as it is."""
+        return None
+
+    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
+        """A node that has an integer kernel."""
+        return qdq.GlobalAveragePool(), False
+
+    def value(self, affine: Affine, name: str) -> nn.Module:
+        """A pair of q and dq nodes."""
+        return qdq.QuantizeDequantize(affine, name)
+
+
+def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], form: Form) -> fx.GraphModule:
+    """The folded model's graph with the form's modules at the plan's sites; see `simulate`."""
+    folded = fold_batch_norms(float_model, example_inputs)
+    _write(folded, plan.writes)
+    program = export(folded, example_inputs)
+    points = find_points(program)
+    _check(plan, points, dict(folded.named_parameters(remove_duplicate=False)))
+    return _Lowering(plan, program, points, form).run()
+
+
+class _Lowering:
+    """Edits one graph; used once. Nodes are known by their name in the program, whatever stands in their place by now."""
+
+    def __init__(self, plan: QuantPlan, program: ExportedProgram, points: Points, form: Form) -> None:
+        self.plan, self.points, self.form = plan, points, form
+        self.readable = {node.name: name for node, name in readable_names(program).items()}
+        self.module = program.module(check_guards=False)
+        self.graph: fx.Graph = self.module.graph
+        self.now = {node.name: node for node in self.graph.nodes}
+        self.name_of = {node: name for name, node in self.now.items()}
+        self.behind = {layer: relu for relu, layer in points.producers.items()}
+        self.settled: set[str] = set()  # places whose value a module at the site has quantized itself
+
+    def run(self) -> fx.GraphModule:
+        for name in list(self.now):
+            self._replace(name)
+        wanted = {*self.points.values.values(), *(self.points.carried if self.form.every_value else ())} - self.settled
+        for place in [name for name in self.now if name in wanted]:
+            self._quantize(place)
+        for relu in self.settled & set(self.points.producers):  # the clamp before it leaves it nothing to do
+            self.now[relu].replace_all_uses_with(self.now[self.points.producers[relu]])
+        for node in list(self.graph.nodes):
+            if node.op == "call_module" and node.target == "_guards_fn":
+                self.graph.erase_node(node)
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return fx.GraphModule(self.module, self.graph).eval()
+
+    def _replace(self, name: str) -> None:
+        """Puts the form's module in the place of a layer, an addition or a global average pool."""
+        node = self.now[name]
+        if name in self.points.layers:
+            reads, made = node.args[:1], self._layer(name, node)
+        elif operator(node) in ADDS and self.behind.get(name, name) in self.points.values.values():
+            reads = node.args[:2]
+            made = self.form.add(self._site(name, node, reads))
+        elif operator(node) in POOLS and _is_global(node):
+            reads = node.args[:1]
+            made = self.form.pool(self._site(name, node, reads), dims=int(operator(node)[-2]))
+        else:
+            return
+        if made is None:
+            return
+        module, settles = made
+        new = self._call(f"{QUANTIZED}.{self.readable[name]}", module, reads, before=node)
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+        self.now[name], self.name_of[new] = new, name
+        if settles:
+            self.settled.add(self.behind.get(name, name))
+
+    def _layer(self, name: str, node: fx.Node) -> tuple[nn.Module, bool] | None:
+        affine = self.plan.weights.get(self.points.layers[name])
+        held = [self._tensor(value) for value in node.args[1:3]]
+        if affine is None or held[0] is None or (held[-1] is None and node.args[len(held)] is not None):
+            return None  # not in the plan, or a bias computed on the way
+        site = self._site(name, node, node.args[:1], node.args[3:])
+        bias = held[1] if len(held) == 2 else None
+        return self.form.layer(replace(site, weight=held[0], weight_affine=affine, bias=bias))
+
+    def _tensor(self, value: Any) -> Tensor | None:
+        """The parameter or buffer that an argument reads."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        found: Tensor = attrgetter(str(value.target))(self.module)
+        return found.detach()
+
+    def _site(self, name: str, node: fx.Node, reads: Sequence[Any], arguments: Sequence[Any] = ()) -> Site:
+        place = self.behind.get(name, name)
+        inputs = tuple(self._affine(self.name_of[value]) for value in reads)
+        assert callable(node.target)
+        return Site(self.readable[name], node.target, tuple(arguments), inputs, self._affine(place), place != name)
+
+    def _affine(self, node: str) -> Affine | None:
+        return self.plan.activations.get(self.points.name_at(node) or "")
+
+    def _quantize(self, place: str) -> None:
+        """Puts a quantizer behind a value, for all its readers; none where the plan has no such point."""
+        node, affine = self.now[place], self._affine(place)
+        if affine is None:
+            return
+        module = self.form.value(affine, self.readable[place])
+        quantizer = self._call(f"{POINTS}.{self.readable[place]}", module, (node,), before=node.next)
+        node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
+
+    def _call(self, path: str, module: nn.Module, args: Sequence[Any], before: fx.Node) -> fx.Node:
+        self.module.add_submodule(path, module)
+        with self.graph.inserting_before(before):
+            return self.graph.call_module(path, tuple(args))
+
+
+def _is_global(node: fx.Node) -> bool:
+    """Does an adaptive average pool leave one value per channel?"""
+    size = node.args[1] if len(node.args) > 1 else None
+    return "adaptive" in operator(node) and all(s == 1 for s in (size if isinstance(size, (list, tuple)) else [size]))
+
+
+def _write(model: nn.Module, writes: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in writes.items():
+        if name not in parameters:
+            raise PlanError(WHO, f"values for {name!r}", closest(name, parameters), "writes")
+        if value.shape != parameters[name].shape:
+            raise PlanError(WHO, f"shape {list(value.shape)}", f"{list(parameters[name].shape)}", f"writes {name}")
+        with torch.no_grad():
+            parameters[name].copy_(value)
+
+
+def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) -> None:
+    """Everything that the plan names is there, with the right shapes."""
+    for name, affine in plan.weights.items():
+        if name not in points.layers.values():
+            raise PlanError(WHO, f"weight {name!r}", closest(name, points.layers.values()), "weights")
+        channels = 1 if affine.axis is None else parameters[name].shape[affine.axis]
+        if affine.scale.numel() != channels:
+            raise PlanError(WHO, f"{affine.scale.numel()} scales", f"{channels}", f"weights {name}")
+    for name in plan.activations:
+        if name not in points.values:
+            raise PlanError(WHO, f"point {name!r}", closest(name, points.values), "activations")
+        if plan.activations[name].scale.dim():
+            raise PlanError(WHO, f"{plan.activations[name].scale.numel()} scales", "one", f"activations {name}")

@@ -1,0 +1,65 @@
+"""Observers: what range a tensor takes over the calibration batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning_bench.errors import ModelError
+from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.quantization.contract import Affine
+
+
+def value_range(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value: shape [] over the whole tensor, or [channels] per index of dimension `axis`.
+
+    Example:
+        >>> value_range(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), axis=0)
+        (tensor([-2.,  3.]), tensor([1., 4.]))
+    """
+    if axis is None:
+        return x.amin(), x.amax()
+    others = [d for d in range(x.dim()) if d != axis % x.dim()]
+    return (x.amin(others), x.amax(others)) if others else (x, x)
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """Running minimum and maximum; a value: `update` returns a new one.
+
+    Args:
+        lowest, highest: shape [] or [channels]; None before the first batch.
+        axis: the channel dimension, None for the whole tensor.
+    """
+
+    lowest: Tensor | None = None
+    highest: Tensor | None = None
+    axis: int | None = None
+
+    def update(self, x: Tensor, who: str = "minmax", where: str | None = None) -> MinMax:
+        """The range widened by a batch.
+
+        Raises:
+            ModelError: the batch is empty or holds a value that is not finite.
+        Example:
+            >>> seen = MinMax().update(torch.tensor([1.0, 2.0])).update(torch.tensor([-3.0]))
+            >>> float(seen.lowest), float(seen.highest)
+            (-3.0, 2.0)
+        """
+        if x.numel() == 0:
+            raise ModelError(who, f"an empty batch of shape {list(x.shape)}", "at least one example", where)
+        lowest, highest = value_range(x.detach(), self.axis)
+        if not (torch.isfinite(lowest).all() and torch.isfinite(highest).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise ModelError(who, f"{bad} non-finite values in a calibration batch", "finite values", where)
+        if self.lowest is None or self.highest is None:
+            return MinMax(lowest, highest, self.axis)
+        return MinMax(torch.minimum(self.lowest, lowest), torch.maximum(self.highest, highest), self.axis)
+
+    def affine(self, bits: int, *, symmetric: bool, who: str = "minmax") -> Affine:
+        """The affine that spans what was seen; raises `ModelError` when nothing was."""
+        if self.lowest is None or self.highest is None:
+            raise ModelError(who, "no calibration batches", "at least one")
+        return choose_affine(self.lowest, self.highest, bits, symmetric=symmetric, axis=self.axis, who=who)

@@ -1,0 +1,145 @@
+"""Where the canonical plan quantizes: names of values in the exported graph of a model whose batch norm is folded.
+
+A value gets a point when it is
+
+* the output of a convolution, a linear layer, an addition of two tensors or an average pool, or
+* anything else that one of these reads, such as the model's input;
+
+and the point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
+flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear layer
+that gives the model's output has none either: integer kernels can write float there, and logits rounded to 8 bits would
+tie. A point is named after the value's place in the model's own code (`graphs.readable_names`): "input",
+"stages.0.0.conv1.conv2d", "stages.0.0.add".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from pruning_bench.graphs import operator, output_nodes, readable_names, tensor_names
+from pruning_bench.quantization.fold import LAYERS
+
+ADDS = frozenset({"aten.add", "aten.add_"})
+POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.avg_pool1d", "aten.avg_pool2d"})
+RELUS = frozenset({"aten.relu", "aten.relu_"})
+CARRIES = RELUS | {
+    f"aten.{name}"
+    for name in (
+        "max_pool1d max_pool2d flatten view reshape _unsafe_view squeeze unsqueeze permute transpose t dropout dropout_ "
+        "feature_dropout alias clone contiguous detach"
+    ).split()
+}
+
+
+@dataclass(frozen=True)
+class Points:
+    """The canonical placement in one graph; all keys and values but names and weights are names of graph nodes.
+
+    Args:
+        values: point name -> the node whose value is quantized.
+        producers: node of `values` that is a ReLU -> the layer or addition before it, whose point it is.
+        carried: node that passes quantized values on -> the node of `values` that it has them from.
+        layers: convolution or linear -> parameter name of its weight.
+    """
+
+    values: Mapping[str, str]
+    producers: Mapping[str, str]
+    carried: Mapping[str, str]
+    layers: Mapping[str, str]
+
+    def name_at(self, node: str) -> str | None:
+        """The point that says how the value of `node` is quantized, or None."""
+        source = self.carried.get(node, node)
+        return next((name for name, place in self.values.items() if place == source), None)
+
+
+def find_points(program: ExportedProgram) -> Points:
+    """The points of an exported model (see the module's text), in the order of its graph.
+
+    Example:
+        >>> from pruning_bench.graphs import export
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> points = find_points(export(model, (torch.zeros(2, 3),)))
+        >>> dict(points.values)
+        {'input': 'input', '0.linear': 'relu'}
+        >>> dict(points.layers)
+        {'linear': '0.weight', 'linear_1': '2.weight'}
+    """
+    tensors, names = tensor_names(program), readable_names(program)
+    layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, tensors))}
+    users = [node for node in program.graph.nodes if node in layers or _is_add(node) or operator(node) in POOLS]
+    outputs = set(output_nodes(program))
+    placed: dict[Node, str] = {}
+    producers: dict[str, str] = {}
+    for node in users:
+        if operator(node) == "aten.linear" and _only_reaches(node, outputs):
+            continue
+        relu = _following_relu(node)
+        placed[relu or node] = names[node]
+        if relu:
+            producers[relu.name] = node.name
+    for node in users:
+        for value in _reads(node, node in layers):
+            placed.setdefault(_source(value, placed), names[_source(value, placed)])
+    order = [node for node in program.graph.nodes if node in placed]
+    carriers = [node for node in program.graph.nodes if _carries(node) and node not in placed]
+    return Points(
+        values={placed[node]: node.name for node in order},
+        producers=producers,
+        carried={node.name: source.name for node in carriers if (source := _source(node, placed)) in placed},
+        layers={node.name: weight for node, weight in layers.items()},
+    )
+
+
+def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
+    """Parameter name of a layer's weight; None for other nodes, and for weights computed on the way."""
+    if operator(node) not in LAYERS or not isinstance(node.args[1], Node):
+        return None
+    return tensors.get(node.args[1].name)
+
+
+def _is_add(node: Node) -> bool:
+    """Is it the plain addition of two float tensors?"""
+    return operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
+
+
+def _is_float(value: object) -> bool:
+    held = value.meta.get("val") if isinstance(value, Node) else None
+    return isinstance(held, Tensor) and held.is_floating_point()
+
+
+def _reads(node: Node, is_layer: bool) -> Iterator[Node]:
+    """The values that must be quantized for `node` to run on integers."""
+    count = 2 if not is_layer and operator(node) in ADDS else 1
+    yield from (value for value in node.args[:count] if isinstance(value, Node))
+
+
+def _carries(node: Node) -> bool:
+    return operator(node) in CARRIES and _is_float(node)
+
+
+def _source(node: Node, placed: Mapping[Node, str]) -> Node:
+    """The node from which `node` has its values: itself, or back through operators that pass them on."""
+    while node not in placed and _carries(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _following_relu(node: Node) -> Node | None:
+    """The ReLU that alone reads the node, if there is one."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and operator(users[0]) in RELUS else None
+
+
+def _only_reaches(node: Node, outputs: set[Node]) -> bool:
+    """Is the node's value the model's output, through operators that pass values on at most?"""
+    readers = [user for user in node.users if user.op != "output"]
+    if not readers:
+        return node in outputs
+    return node not in outputs and all(_carries(user) and _only_reaches(user, outputs) for user in readers)

@@ -1,0 +1,106 @@
+"""The same sites as ONNX nodes: QuantizeLinear and DequantizeLinear around float operators (QDQ, opset 21).
+
+The modules are only ever exported; a runtime fuses each float operator with the q/dq nodes around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.errors import PlanError
+from pruning_bench.quantization.affine import quantize
+from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.integer import bias_affine, bias_codes
+
+OPSET = 21
+WHO = "onnx"
+
+
+def storage(affine: Affine, where: str) -> torch.dtype:
+    """The 8-bit integer type whose saturation is the affine's clamp; raises `PlanError` when there is none."""
+    types = {(0, 255): torch.uint8, (-128, 127): torch.int8}
+    if (affine.low, affine.high) not in types:
+        found = f"activations in {affine.low}..{affine.high}"
+        raise PlanError(WHO, found, "8 bits (w8a8); fewer can only be simulated, by the runtime eager", where)
+    return types[affine.low, affine.high]
+
+
+class Constant(nn.Module):
+    """An integer tensor with its DequantizeLinear, the float values of a weight or bias."""
+
+    def __init__(self, codes: Tensor, affine: Affine) -> None:
+        super().__init__()
+        self.axis = affine.axis
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", affine.scale.clone())
+        self.register_buffer("zero_point", affine.zero_point.to(codes.dtype))
+
+    def forward(self) -> Tensor:
+        """float32, the shape of the codes."""
+        attributes = {} if self.axis is None else {"axis": self.axis}
+        return _symbolic("DequantizeLinear", self.codes, self, attributes, torch.float32)
+
+
+class QuantizeDequantize(nn.Module):
+    """A value rounded to its grid: QuantizeLinear, DequantizeLinear."""
+
+    def __init__(self, affine: Affine, where: str) -> None:
+        super().__init__()
+        self.dtype = storage(affine, where)
+        self.register_buffer("scale", affine.scale.clone())
+        self.register_buffer("zero_point", affine.zero_point.to(self.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32, same shape."""
+        codes = _symbolic("QuantizeLinear", x, self, {}, self.dtype)
+        return _symbolic("DequantizeLinear", codes, self, {}, torch.float32)
+
+
+class Layer(nn.Module):
+    """A convolution or linear layer with an int8 weight and, when its input is quantized, an int32 bias."""
+
+    def __init__(
+        self,
+        operator: Callable[..., Tensor],
+        weight: Tensor,
+        affine: Affine,
+        bias: Tensor | None,
+        rest: Sequence[Any],
+        x: Affine | None,
+    ) -> None:
+        super().__init__()
+        self.operator, self.rest = operator, tuple(rest)
+        self.weight = Constant(quantize(weight, affine).to(torch.int8), affine)
+        self.whole_bias: Constant | None = None
+        if bias is not None and x is not None:
+            grid = bias_affine(x, affine)
+            self.whole_bias = Constant(bias_codes(bias, grid), grid if grid.scale.numel() > 1 else _per_tensor(grid))
+        self.register_buffer("bias", bias if self.whole_bias is None else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the operator."""
+        bias = self.bias if self.whole_bias is None else self.whole_bias()
+        return self.operator(x, self.weight(), bias, *self.rest)
+
+
+class GlobalAveragePool(nn.Module):
+    """[N, C, *positions] -> [N, C, 1 ...] as one node; torch would export a mean, which has no integer kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32."""
+        shape = (*x.shape[:2], *[1] * (x.dim() - 2))
+        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=OPSET)
+
+
+def _per_tensor(affine: Affine) -> Affine:
+    return Affine(affine.scale.reshape(()), affine.zero_point.reshape(()), affine.low, affine.high)
+
+
+def _symbolic(operator: str, x: Tensor, owner: nn.Module, attributes: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    inputs = (x, owner.scale, owner.zero_point)
+    made: Tensor = torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=x.shape, version=OPSET)
+    return made

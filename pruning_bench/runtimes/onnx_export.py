@@ -1,0 +1,52 @@
+"""A compressed model as ONNX: the same graph in float and in int8, the latter with q/dq nodes from the canonical plan."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pruning_bench.graphs import export
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.quantization.lower import POINTS, QUANTIZED, to_qdq
+from pruning_bench.quantization.qdq import OPSET
+
+if TYPE_CHECKING:
+    from pruning_bench.engine import Compressed
+
+SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
+
+
+def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> bytes:
+    """The model as ONNX bytes, batch free, weights inside; batch norm folded.
+
+    The inputs are named input, input_1 ..., and each node `layer|operator|number`, so that a runtime's own listing can be
+    read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
+
+    Raises:
+        ModelError: the model cannot be exported.
+        PlanError: the plan does not fit the model, or has activations of other than 8 bits.
+    """
+    plan = compressed.quant_plan or QuantPlan({})
+    program = export(to_qdq(plan, compressed.float_model, example_inputs), example_inputs)
+    names = [f"input_{index}" if index else "input" for index in range(len(example_inputs))]
+    with torch.no_grad():
+        made = torch.onnx.export(
+            program, (), dynamo=True, opset_version=OPSET, verbose=False, input_names=names, output_names=["output"]
+        )
+    assert made is not None
+    for index, node in enumerate(made.model.graph):
+        node.name = SEPARATOR.join((_layer(node), node.op_type, str(index)))
+    content: bytes = made.model_proto.SerializeToString()
+    return content
+
+
+def _layer(node: Any) -> str:
+    """Module path of what an ONNX node came from; "" for the model itself."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    for prefix in (QUANTIZED, POINTS):
+        if len(scopes) > 1 and scopes[1].startswith(f"{prefix}."):
+            return scopes[1].removeprefix(f"{prefix}.").rpartition(".")[0]  # without the operator
+    return scopes[-2] if len(scopes) > 1 else ""

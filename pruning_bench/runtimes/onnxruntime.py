@@ -1,0 +1,117 @@
+"""ONNX Runtime on the CPU: float, and int8 by q/dq nodes that it fuses into integer kernels.
+
+What it does beyond the bare plan is `lower.INTEGER`: it sums codes in int32, takes a ReLU as the clamp, and divides.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.lower import INTEGER
+from pruning_bench.runtimes.contract import Kernel, Session, runtime
+from pruning_bench.runtimes.kernels import list_kernels
+
+if TYPE_CHECKING:
+    from pruning_bench.engine import Compressed
+
+RULES = INTEGER
+NEEDED = ("onnxruntime", "onnx", "onnxscript")
+
+
+@runtime
+class OnnxRuntime:
+    """The runtime `onnxruntime`: its CPU provider, all graph optimizations."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def available(self, device: str = "cpu") -> str | None:
+        """None, or the reason with the install command."""
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed; python -m pip install {' '.join(missing)}"
+        return None if device == "cpu" else f"runs on cpu only, not on {device}; choose the device cpu or the runtime eager"
+
+    def version(self) -> str:
+        """Such as "onnxruntime 1.20.0"."""
+        return f"onnxruntime {metadata.version('onnxruntime')}"
+
+    def build(
+        self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
+    ) -> Session:
+        """Exports and loads the model.
+
+        Raises:
+            UnavailableError: not installed, or another device than the CPU.
+            ModelError, PlanError: see `onnx_export.export_onnx`.
+        """
+        if reason := self.available(device):
+            raise UnavailableError(self.name, reason, "available")
+        from pruning_bench.runtimes.onnx_export import export_onnx
+
+        return session_from(export_onnx(compressed, example_inputs), threads)
+
+
+def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True) -> Session:
+    """A session from ONNX bytes or a file of them; needs neither the model's code nor torch's exporter.
+
+    Args:
+        threads: of the one pool that runs each operator; they sleep when idle, so as not to disturb what runs next.
+        listing: say which kernels run (costs the time to write and read the optimized graph).
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; it warns when an optimized graph is written
+    source = model if isinstance(model, bytes) else str(model)
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        if listing:
+            options.optimized_model_filepath = str(optimized)
+        inner = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        kernels: tuple[Kernel, ...] = list_kernels(optimized.read_bytes()) if listing else ()
+    return Session(run=_runner(inner), bind=_binder(inner), kernels=kernels)
+
+
+def _runner(inner: Any) -> Callable[..., Tensor]:
+    names = [value.name for value in inner.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        arrays = map(_array, inputs)
+        return torch.from_numpy(inner.run(None, dict(zip(names, arrays, strict=True)))[0])
+
+    return run
+
+
+def _binder(inner: Any) -> Callable[..., Callable[[], object]]:
+    run = _runner(inner)
+    names = [value.name for value in inner.get_inputs()]
+
+    def bind(*inputs: Tensor) -> Callable[[], object]:
+        import onnxruntime as ort
+
+        binding = inner.io_binding()
+        for name, value in zip(names, inputs, strict=True):
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(_array(value).copy()))
+        room = np.empty_like(run(*inputs).numpy())
+        binding.bind_ortvalue_output(inner.get_outputs()[0].name, ort.OrtValue.ortvalue_from_numpy(room))
+        return lambda: inner.run_with_iobinding(binding)
+
+    return bind
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = value.detach().cpu().contiguous().numpy()
+    return array
