@@ -26,11 +26,13 @@ class Report:
     Args:
         judged: False for an interrupted run, which has no verdicts.
         environment: of the run; fresh measurements that confirm must come from it.
+        policy: that it was judged by.
     """
 
     run_id: str
     profile: str
     environment: Environment
+    policy: Policy
     verdicts: tuple[Verdict, ...] = ()
     judged: bool = True
 
@@ -55,6 +57,11 @@ class Report:
         return {outcome: counter[outcome] for outcome in SEVERITY if counter[outcome]}
 
     @property
+    def tested(self) -> int:
+        """How many primary metrics were tested: the family of Holm's correction."""
+        return sum(v.rule in PRIMARY and v.p is not None for v in self.verdicts)
+
+    @property
     def new_times(self) -> int:
         """Cases whose times have nothing to be compared with on this machine."""
         unknown = (Outcome.NEW, Outcome.INCOMPARABLE)
@@ -68,7 +75,7 @@ def judge_run(run: Run, baseline: Baseline, policy: Policy | None = None, requir
         require: runtimes whose absence fails the run.
     """
     policy = policy or Policy()
-    report = Report(run.id, run.profile, run.environment)
+    report = Report(run.id, run.profile, run.environment, policy)
     if run.interrupted:
         return replace(report, judged=False)
     run = replace(run, measurements=merge(run.measurements))
@@ -92,19 +99,19 @@ def undecided(report: Report) -> tuple[str, ...]:
     return tuple(sorted({v.case_id for v in open_}))
 
 
-def confirm(report: Report, fresh: Iterable[Measurement], baseline: Baseline, policy: Policy | None = None) -> Report:
+def confirm(report: Report, fresh: Iterable[Measurement], baseline: Baseline) -> Report:
     """The report after times were measured again in fresh processes, and judged by the fresh samples alone.
 
-    A suspect that is beyond the margin again, and survives Holm's correction over the run, is REGRESSED; otherwise
-    it becomes PASS or INCONCLUSIVE. An undecided time gets the verdict of the fresh samples, in which a hit is a
+    A suspect is whatever lies beyond its margin at first: that only costs time. One that the fresh samples prove to
+    be beyond, with the bound of the interval and after Holm's correction over the run, is REGRESSED; otherwise it
+    becomes PASS or INCONCLUSIVE. An undecided time gets the verdict of the fresh samples, in which a hit is a
     first hit and so no more than a suspicion. What was not measured again stays as it is.
 
     Args:
         fresh: measurements of the same environment; those of several processes may come apart or merged. A broken
             control among them makes the run INVALID.
     """
-    policy = policy or Policy()
-    parts = tuple(fresh)
+    policy, parts = report.policy, tuple(fresh)
     again = _joined(parts)
     lines = baseline.own_times(report.environment)
     verdicts = [judge(control, None) for control in controls.broken(parts)]
@@ -132,12 +139,21 @@ def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: P
         return replace(first, note=f"{count} fresh processes, needs {policy.confirmation_processes} to say more")
     second = judge(fresh, line, policy)
     if not first.suspect:
-        return second
-    if second.suspect:
+        return suspected(second)
+    if second.outcome is Outcome.REGRESSED:
         note = f"confirmed in {count} fresh processes" if count else "confirmed in fresh processes"
-        return finished(replace(second, outcome=Outcome.REGRESSED, suspect=False, note=note))
+        return replace(second, suspect=False, note=note)
     outcome = Outcome.INCONCLUSIVE if second.outcome is Outcome.IMPROVED else second.outcome
-    return replace(second, outcome=outcome, note=second.note or "a first hit was not confirmed in fresh processes")
+    note = second.note or "a first hit was not confirmed in fresh processes"
+    return replace(second, outcome=outcome, suspect=False, note=note)
+
+
+def suspected(verdict: Verdict) -> Verdict:
+    """A time beyond its margin is no more than a suspicion until fresh processes say the same."""
+    if not verdict.suspect:
+        return verdict
+    note = "beyond the margin, to be confirmed in fresh processes"
+    return finished(replace(verdict, outcome=Outcome.INCONCLUSIVE, note=note))
 
 
 def _corrected(verdicts: list[Verdict], policy: Policy) -> list[Verdict]:
@@ -213,7 +229,7 @@ def _single(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:
             continue
         lines = baseline.own_times(run.environment) if m.rule in TIMED else baseline.portable
         key = (m.case_id, m.metric)
-        verdict = judge(m, lines.get(key), policy)
+        verdict = suspected(judge(m, lines.get(key), policy))
         foreign = baseline.foreign_times(run.environment, key) if verdict.outcome is Outcome.NEW else None
         if foreign is not None and m.rule in TIMED:
             changed = differences(foreign.must_match, run.environment.must_match)

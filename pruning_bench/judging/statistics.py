@@ -215,8 +215,8 @@ def mcnemar_midp(lost: int, gained: int) -> float:
     """
     if not lost + gained:
         return 1.0
-    coin = stats.binom(lost + gained, 0.5)
-    return float(coin.sf(lost) + coin.pmf(lost) / 2)
+    pairs = lost + gained
+    return float(stats.binom.sf(lost, pairs, 0.5) + stats.binom.pmf(lost, pairs, 0.5) / 2)
 
 
 @lru_cache(maxsize=4096)
@@ -247,7 +247,7 @@ def drop_interval(lost: int, gained: int, n: int, confidence: float = 0.98) -> t
 
 def _drop_score(lost: int, gained: int, n: int, drop: float) -> float:
     linear = -lost - gained + (2 * n - lost + gained) * drop
-    root = math.sqrt(linear * linear + 8 * n * gained * drop * (1 - drop))
+    root = math.sqrt(max(0.0, linear * linear + 8 * n * gained * drop * (1 - drop)))
     share = max(0.0, (root - linear) / (4 * n))
     variance = n * (2 * share + drop * (1 - drop))
     difference = lost - gained - n * drop
@@ -313,25 +313,36 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def smallest_effect(estimate: Estimate, margin: float, confidence: float, power: float) -> float:
-    """The smallest true effect that is called beyond `margin` with probability `power`.
+    """The smallest true effect whose lower bound lies beyond `margin` with probability `power`.
 
-    margin + (t((1 + confidence) / 2) + t(power)) * error.
+    margin + shift * error, where a noncentral t of that shift exceeds t((1 + confidence) / 2) with that probability.
     Example:
         >>> round(smallest_effect(Estimate(0.0, 0.01), margin=0.03, confidence=0.98, power=0.9), 4)
         0.0661
     """
-    quantiles = (student_quantile(share, estimate.freedom) for share in ((1 + confidence) / 2, power))
-    return margin + sum(quantiles) * estimate.error
+    return margin + _shift(estimate.freedom, confidence, power) * estimate.error
+
+
+@lru_cache(maxsize=1024)
+def _shift(freedom: float, confidence: float, power: float) -> float:
+    bound = student_quantile((1 + confidence) / 2, freedom)
+    if math.isinf(freedom):
+        return bound + student_quantile(power, math.inf)
+
+    def lacking(shift: float) -> float:
+        return float(stats.nct.sf(bound, freedom, shift)) - power
+
+    return float(optimize.brentq(lacking, 0.0, 4 * bound + 4, xtol=1e-6))
 
 
 def processes_needed(then: Processes, margin: float, confidence: float, power: float, most: int = 30) -> int | None:
     """Fresh processes after which an unchanged case is proved within `margin` with probability `power`.
 
-    The least n with (t((1 + confidence) / 2) + t(power)) * error <= margin, were everything as in `then`; None if
-    `most` are too few: then the baseline itself needs more processes.
+    The least n with `smallest_effect(error, 0, ...)` <= margin, were everything as in `then`; None if `most` are too
+    few: then the baseline itself needs more processes.
     Example:
         >>> processes_needed(Processes(5, 0.0, spread=0.015), margin=0.045, confidence=0.98, power=0.9)
-        4
+        5
     """
     for count in range(1, most + 1):
         estimate = process_difference(Processes(count, then.centre, then.spread, then.within), then)

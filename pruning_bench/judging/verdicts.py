@@ -52,7 +52,7 @@ class Verdict:
         smallest_detectable: size of the smallest change for the worse that this test could have shown.
         n: what the test counted: examples, seeds or processes.
         p: one-sided p-value of "not worse", of the primary metrics that were tested.
-        suspect: beyond the margin, but to be confirmed in fresh processes; does not fail as it stands.
+        suspect: a time beyond its margin, proved or not, that fresh processes have not yet looked at.
         fails: fails the run.
     """
 
@@ -81,7 +81,9 @@ class Verdict:
 
 
 def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = None) -> Verdict:
-    """The verdict on one measurement, alone: Holm's correction over a run is `gate.judge_run`'s.
+    """The verdict on one measurement, alone.
+
+    Over a run, `gate.judge_run` adds Holm's correction, and holds a time REGRESSED only once it is confirmed.
 
     Args:
         then: a line that `now` may be compared with: for times, one of the same environment. None: NEW.
@@ -230,8 +232,10 @@ def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Polic
     worse = Estimate(sign * estimate.value, estimate.error, estimate.freedom)
     margin = speed_margin(then.spread, policy)
     low, high = worse.interval(policy.confidence)
-    suspect = low > margin
-    outcome = Outcome.IMPROVED if high < -margin else Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
+    outcome = (
+        Outcome.REGRESSED if low > margin else Outcome.IMPROVED if high < -margin
+        else Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
+    )  # fmt: skip
     ends = signed((low, high), now.better)
     smallest = smallest_effect(worse, margin, policy.confidence, policy.power)
     return replace(
@@ -243,8 +247,7 @@ def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Polic
         smallest_detectable=math.expm1(smallest),
         n=len(now.samples),
         p=worse.p_above(0.0),
-        suspect=suspect,
-        note="suspected, to be confirmed in fresh processes" if suspect else "",
+        suspect=worse.value > margin,
     )
 
 
@@ -252,16 +255,9 @@ def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Poli
     """The anchor's own absolute time: a loose bound that a drift of the whole machine, or of dense itself, trips."""
     change = now.value / then.value - 1
     worse = direction(now.better) * change
-    suspect = worse > policy.canary
-    return replace(
-        verdict,
-        outcome=Outcome.INCONCLUSIVE if suspect else Outcome.PASS,
-        delta=change,
-        margin=policy.canary,
-        n=1,
-        suspect=suspect,
-        note="suspected, to be confirmed in fresh processes" if suspect else "",
-    )
+    beyond = worse > policy.canary
+    outcome = Outcome.REGRESSED if beyond else Outcome.PASS
+    return replace(verdict, outcome=outcome, delta=change, margin=policy.canary, n=1, suspect=beyond)
 
 
 _RULES: dict[str, Callable[[Verdict, Measurement, BaselineLine, Policy], Verdict]] = {

@@ -46,6 +46,11 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     """The lines above the tables."""
     lines = [headline(report), f"run {run.id}, profile {run.profile}"]
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
+    if report.tested:
+        lines.append(
+            f"{report.tested} accuracies and speeds tested together (Holm): the chance that unchanged code fails them is "
+            f"at most {text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)}"
+        )
     if report.new_times:
         lines.append(
             f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
