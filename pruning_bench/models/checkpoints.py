@@ -103,7 +103,10 @@ def load_checkpoint(path: Path) -> nn.Module:
     _refuse_pickle(path)
     card = read_card(path)
     tensors = read_tensors(path, card["sha256"])
-    model = build_model(card["model"], **card["options"])
+    try:
+        model = build_model(card["model"], **card["options"])
+    except TypeError as error:
+        raise CheckpointError(WHO, f"card with {error}", f"options of {card['model']}", str(path)) from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -58,12 +58,9 @@ class Finetune:
         train = context.need_train(self.name)
         config = self._config(1 if level is None else count_of(self.name, level), context.generator)
         optimizer = make_optimizer(model, config)
-        handle = keep_pruned(model, plans, optimizer)
-        try:
+        with keep_pruned(model, plans, optimizer):
             for epoch in range(config.epochs):
                 train_epoch(model, train, optimizer, config, epoch, context.progress)
-        finally:
-            handle.remove()
         model.zero_grad(set_to_none=True)
         model.eval()
 

@@ -1,0 +1,154 @@
+import pytest
+import torch
+from torch import nn
+
+from pruning_bench.errors import UnknownNameError
+from pruning_bench.models.contract import build_model
+from pruning_bench.models.image_classifier import ACTIVATIONS, image_classifier
+from pruning_bench.models.resnet20 import BasicBlock, resnet20
+
+NAMES = ("image_classifier", "resnet20")
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with every parameter and buffer disturbed, so that no branch is zero and no norm the identity."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                scale, shift = torch.rand((2, *tensor.shape), generator=generator) - 0.5
+                tensor.mul_(1 + 0.3 * scale).add_(0.05 * shift)
+    return model.eval()
+
+
+def inputs(count: int = 3, channels: int = 1, size: int = 32) -> torch.Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def check_structure(build, convolutions, linears, parameters) -> None:
+    model = build()
+    found = [
+        (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0])
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    assert found == convolutions, f"convolutions {found}, should be {convolutions}"
+    found = [(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert found == linears, f"linear layers {found}, should be {linears}"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == parameters, f"{count} parameters, should be {parameters}"
+
+
+CLASSIFIER = ([(1, 64, 3, 1), (64, 64, 3, 1), (64, 128, 3, 1), (128, 128, 3, 1)], [(2048, 512), (512, 10)], 1_313_226)
+RESNET = (
+    [
+        *[(1, 16, 3, 1), *[(16, 16, 3, 1)] * 6],
+        *[(16, 32, 3, 2), (32, 32, 3, 1), (16, 32, 1, 2), *[(32, 32, 3, 1)] * 4],
+        *[(32, 64, 3, 2), (64, 64, 3, 1), (32, 64, 1, 2), *[(64, 64, 3, 1)] * 4],
+    ],
+    [(64, 10)],
+    272_186,
+)
+
+
+def mutant_wide_kernels():
+    model = image_classifier()
+    model.features[0] = nn.Conv2d(1, 64, 5, padding=2)
+    return model
+
+
+def mutant_no_projection():
+    model = resnet20()
+    model.stages[1][0].shortcut = nn.AvgPool2d(2)
+    return model
+
+
+def test_structure():
+    check_structure(image_classifier, *CLASSIFIER)
+    check_structure(resnet20, *RESNET)
+
+
+@pytest.mark.parametrize(("mutant", "expected"), [(mutant_wide_kernels, CLASSIFIER), (mutant_no_projection, RESNET)])
+def test_check_structure_rejects(mutant, expected):
+    with pytest.raises(AssertionError, match="should be"):
+        check_structure(mutant, *expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_and_channels_are_as_asked(name):
+    model = build_model(name, num_classes=7, in_channels=3)
+    assert not model.training, f"{name}: training mode, should be evaluation mode"
+    shape = tuple(model(inputs(2, 3)).shape)
+    assert shape == (2, 7), f"{name}: logits {shape}, should be (2, 7)"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_activation_is_the_chosen_one_everywhere(name, activation):
+    model = build_model(name, activation=activation)
+    found = [type(layer) for layer in model.modules() if isinstance(layer, tuple(ACTIVATIONS.values()))]
+    expected = [ACTIVATIONS[activation]] * {"image_classifier": 5, "resnet20": 19}[name]
+    assert found == expected, (
+        f"{name}: {len(found)} activations {set(found)}, should be {len(expected)} of {activation}"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_activation_names_the_closest(name):
+    with pytest.raises(UnknownNameError, match="'reluu', should be 'relu'"):
+        build_model(name, activation="reluu")
+
+
+def check_every_layer_matters(model: nn.Module) -> None:
+    """Disturbing the weight of any layer changes the logits: nothing is built and left unused."""
+    images = inputs(2, size=32)
+    model.requires_grad_(False)
+    before = model(images)
+    for name, parameter in model.named_parameters():
+        kept = parameter.clone()
+        parameter += 0.5
+        change = float((model(images) - before).abs().max())
+        parameter.copy_(kept)
+        assert change > 1e-5, f"{name} changes the logits by {change}, should matter"
+
+
+def mutant_without_skip() -> nn.Module:
+    model = resnet20(activation="leaky_relu")
+    model.stages[1][0].__class__ = WithoutSkip
+    return model
+
+
+class WithoutSkip(BasicBlock):
+    def forward(self, x):
+        return self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_matters(name):
+    check_every_layer_matters(randomised(build_model(name, activation="leaky_relu")))  # which never dies
+
+
+def test_check_every_layer_rejects_mutant_without_skip():
+    with pytest.raises(AssertionError, match="should matter"):
+        check_every_layer_matters(randomised(mutant_without_skip()))
+
+
+def test_block_is_the_formula():
+    block = randomised(BasicBlock(4, 8, 2, "relu"))
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+    inner = torch.relu(block.bn1(block.conv1(x)))
+    expected = torch.relu(block.bn2(block.conv2(inner)) + block.shortcut[1](block.shortcut[0](x)))
+    difference = float((block(x) - expected).detach().abs().max())
+    assert difference == 0, f"differs by {difference}, should be relu(f(x) + shortcut(x))"
+    plain = BasicBlock(4, 4, 1, "relu")
+    assert isinstance(plain.shortcut, nn.Identity), f"shortcut {plain.shortcut}, should be the identity"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports_with_a_dynamic_batch(name):
+    model = randomised(build_model(name)).requires_grad_(False)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(model, (inputs(2),), dynamic_shapes=({0: batch},))
+    for count in (1, 5):
+        difference = float((program.module()(inputs(count)) - model(inputs(count))).abs().max())
+        assert difference < 1e-5, f"{name}: batch {count} differs by {difference}, should be the same function"

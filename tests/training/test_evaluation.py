@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pruning_bench.datasets.contract import Split
+from pruning_bench.training.evaluation import Evaluation, confusion_matrix, evaluate
+
+LOGITS = torch.tensor([[4.0, 0, 0], [0, 3, 0], [0, 3, 1], [0, 0, 5], [2, 0, 0]])
+LABELS = torch.tensor([0, 1, 0, 2, 2])  # right, right, 1 for 0, right, 0 for 2
+EXPECTED = [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+
+
+class Table(nn.Module):
+    """Gives the logits of the example whose number is its first pixel; in training mode it gives nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(LOGITS)
+
+    def forward(self, images):
+        chosen = self.logits[(images[:, 0, 0, 0] * 255).round().long()]
+        return -chosen if self.training else chosen
+
+
+def table_split() -> Split:
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 2, 2).contiguous()
+    return Split(images, LABELS, torch.zeros(1), torch.ones(1))
+
+
+def check_by_hand(measure) -> None:
+    model = Table().train()
+    found = measure(model, table_split())
+    assert found.top1 == 3 / 5, f"top-1 {found.top1}, should be 3 of 5"
+    assert found.confusion.tolist() == EXPECTED, f"confusion {found.confusion.tolist()}, should be {EXPECTED}"
+    rows = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(LOGITS.tolist(), LABELS, strict=True)]
+    assert abs(found.loss - sum(rows) / 5) < 1e-6, f"loss {found.loss}, should be {sum(rows) / 5}"
+    assert model.training, "evaluation mode, should be training mode as before"
+
+
+def mutant_training_mode(model, split):
+    logits = model(split.inputs()).detach()
+    loss = float(nn.functional.cross_entropy(logits, split.labels))
+    matrix = confusion_matrix(split.labels, logits.argmax(1), 3)
+    return Evaluation(float(matrix.diagonal().sum()) / len(split), loss, matrix)
+
+
+def mutant_transposed(model, split):
+    found = evaluate(model, split)
+    return Evaluation(found.top1, found.loss, found.confusion.T)
+
+
+def mutant_mean_of_batch_means(model, split):
+    found = evaluate(model, split)
+    model.eval()
+    losses = [float(nn.functional.cross_entropy(model(x), y).detach()) for x, y in split.batches(3)]
+    model.train()
+    return Evaluation(found.top1, sum(losses) / len(losses), found.confusion)
+
+
+def mutant_leaves_evaluation_mode(model, split):
+    return evaluate(model.eval(), split)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_by_hand(batch):
+    check_by_hand(lambda model, split: evaluate(model, split, batch))
+
+
+@pytest.mark.parametrize(
+    "mutant", [mutant_training_mode, mutant_transposed, mutant_mean_of_batch_means, mutant_leaves_evaluation_mode]
+)
+def test_check_by_hand_rejects(mutant):
+    with pytest.raises(AssertionError, match="should be"):
+        check_by_hand(mutant)
+
+
+def check_rows_are_truth(matrix) -> None:
+    found = matrix(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]), 3).tolist()
+    expected = [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
+    assert found == expected, f"{found}, should be {expected}: rows are true labels, also those without examples"
+
+
+def mutant_columns_are_truth(labels, predictions, classes):
+    return confusion_matrix(predictions, labels, classes)
+
+
+def test_rows_are_truth():
+    check_rows_are_truth(confusion_matrix)
+
+
+def test_check_rows_rejects_mutant_columns_are_truth():
+    with pytest.raises(AssertionError, match="should be"):
+        check_rows_are_truth(mutant_columns_are_truth)
+
+
+def test_per_class():
+    found = Evaluation(0.0, 0.0, torch.tensor([[3, 1], [0, 0]])).per_class.tolist()
+    assert found[0] == 0.75, f"{found[0]}, should be 0.75"
+    assert math.isnan(found[1]), f"{found[1]}, should be nan for a class without examples"
