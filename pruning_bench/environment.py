@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from pruning_bench.records import Environment
 
@@ -72,6 +75,8 @@ def current(
     }
     must_match = {name: _try(fact) or UNKNOWN for name, fact in facts.items()}
     must_match |= {name: version for name in TIMED_DISTRIBUTIONS if (version := _version(name))}
+    if build := _try(_torch_build):
+        must_match["torch"] = build
     must_match |= dict(versions or {})
     if threads is not None:
         must_match["threads"] = str(threads)
@@ -110,6 +115,15 @@ def _try(fact: Callable[[], str | None]) -> str | None:
 
 def _version(distribution: str) -> str | None:
     return _try(lambda: importlib.metadata.version(distribution))
+
+
+def _torch_build() -> str | None:
+    """torch's own version, whose end (+cpu, +cu130) a wheel's metadata may not have; read without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        found = re.search(r"__version__\s*=\s*'([^']+)'", (Path(folder) / "version.py").read_text())
+        return found[1] if found else None
+    return None
 
 
 def _cpuinfo(machine: Machine) -> dict[str, str]:
@@ -167,3 +181,13 @@ def _gpu_driver() -> str | None:
 def _command(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
     return done.stdout.strip()
+
+
+def of_suite(runtimes: Mapping[str, Any], device: str = "cpu") -> Environment:
+    """The environment of a run of the suite: with the versions of the runtimes that are here.
+
+    Args:
+        runtimes: the registry of runtimes.
+    """
+    here = {name: runtimes[name] for name in runtimes if runtimes[name].available(device) is None}
+    return current(device=device, versions={f"runtime {name}": each.version() for name, each in here.items()})
