@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_bench.records import Environment
+from pruning_bench.registry import Registry
 
 UNKNOWN = "unknown"
 TIMED_DISTRIBUTIONS = ("torch", "torchvision", "onnxruntime")
@@ -183,7 +184,7 @@ def _command(*words: str) -> str:
     return done.stdout.strip()
 
 
-def of_suite(runtimes: Mapping[str, Any], device: str = "cpu") -> Environment:
+def of_suite(runtimes: Registry[Any], device: str = "cpu") -> Environment:
     """The environment of a run of the suite: with the versions of the runtimes that are here.
 
     Args:

@@ -400,7 +400,7 @@ def test_a_slow_down_of_queued_work_waits_for_it() -> None:
 
 
 def test_sampling_finds_the_slow_down() -> None:
-    machine = Machine(tick=1e-9)
+    machine = Machine(tick=2e-8)
     anchor = machine.work("anchor", 100 * US)
     taken = sample(anchor, slowed(anchor, 0.15, machine.clock), seed=0, clock=machine.clock)
     ratio = sum(taken.case) / sum(taken.anchor)
