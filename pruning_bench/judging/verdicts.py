@@ -123,13 +123,14 @@ def comparable(now: Measurement, then: BaselineLine) -> str:
 
 
 def incomparable(verdict: Verdict, why: str) -> Verdict:
-    """The verdict INCOMPARABLE: it fails for a portable metric until accepted, never for a time."""
-    return replace(verdict, outcome=Outcome.INCOMPARABLE, note=why, fails=verdict.rule in PORTABLE)
+    """The verdict INCOMPARABLE."""
+    return finished(replace(verdict, outcome=Outcome.INCOMPARABLE, note=why))
 
 
 def finished(verdict: Verdict) -> Verdict:
-    """With `fails` as the outcome says."""
-    return replace(verdict, fails=verdict.outcome in ALWAYS_FAIL)
+    """With `fails` as the outcome says: INCOMPARABLE fails for a portable metric until accepted, never for a time."""
+    changed = verdict.outcome is Outcome.INCOMPARABLE and verdict.rule in PORTABLE
+    return replace(verdict, fails=changed or verdict.outcome in ALWAYS_FAIL)
 
 
 def direction(better: Better) -> int:
