@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pruning_bench import __version__, recipe
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
-from pruning_bench.errors import CheckpointError
+from pruning_bench.errors import CheckpointError, PlanError
 from pruning_bench.models.checkpoints import read_card, read_tensors, write_checkpoint
 from pruning_bench.models.contract import build_model
 from pruning_bench.pruning.shrink import resize_to
@@ -84,11 +84,12 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     if plan is not None:
         built = fold_batch_norms(built, inputs)
         state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
-    built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
     try:
+        built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
         built.load_state_dict(state)
-    except RuntimeError as problem:
-        raise CheckpointError("load", " ".join(str(problem).split()), "the tensors of its model", str(path)) from None
+    except (PlanError, RuntimeError) as problem:
+        found = f"other tensors ({' '.join(str(problem).split())})"
+        raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
     return Compressed(built.eval(), recipe.parse(card.get("recipe", "dense")), (), plan, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pruning_bench import recipe as grammar
@@ -77,6 +78,7 @@ class Profile:
 
     Args:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
+        decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         seeds: how many seeds a recipe that trains is run with; the further ones are there for accuracy, not timed.
     """
 
@@ -85,12 +87,13 @@ class Profile:
     examples: bool = False
     threads: tuple[int, ...] = (1,)
     seeds: int = 1
+    decide: bool = False
 
 
 PROFILES = {
     "smoke": Profile("smoke"),
     "ci": Profile("ci", examples=True, seeds=5),
-    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5),
+    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5, decide=True),
 }
 
 
@@ -140,8 +143,8 @@ def _more_seeds(case: Case, seeds: int) -> Iterator[Case]:
         yield from (replace(case, seed=seed) for seed in range(1, seeds))
 
 
-def reference_pairs(datasets: Iterable[str]) -> list[tuple[str, str]]:
-    """(model, data set) pairs that have a shipped checkpoint."""
+def reference_pairs(datasets: Iterable[str], checkpoints: Path) -> list[tuple[str, str]]:
+    """(model, data set) pairs that have a checkpoint in the folder."""
     from pruning_bench.models.checkpoints import checkpoint_path
 
-    return [(m, d) for m in MODELS for d in datasets if checkpoint_path(m, d).is_file()]
+    return [(m, d) for m in MODELS for d in datasets if checkpoint_path(m, d, checkpoints).is_file()]

@@ -141,8 +141,12 @@ def _judge(chosen: argparse.Namespace) -> int:
 def _accept(chosen: argparse.Namespace) -> int:
     from pruning_bench import accepting
 
-    part: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
-    print(accepting.accept(chosen.results, chosen.run_id, only=chosen.only, reason=chosen.reason, part=part, data=chosen.data))
+    scope: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
+    print(
+        accepting.accept(
+            chosen.results, chosen.run_id, reason=chosen.reason, only=chosen.only, scope=scope, data=chosen.data
+        )
+    )
     return 0
 
 

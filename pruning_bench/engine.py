@@ -130,7 +130,7 @@ class _State:
         plan = method.plan(self.model, step.level, context)
         self.plans.append(plan)
         if isinstance(plan, MaskPlan):
-            apply_masks(self.model, plan)
+            self.model = apply_masks(self.model, plan)
         elif isinstance(plan, ChannelPlan):
             self.model = shrink.apply_channels(self.model, plan)
         elif isinstance(plan, QuantPlan):

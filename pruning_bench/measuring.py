@@ -109,11 +109,12 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
     """
     policy = Policy()
     inputs = tuple(x.repeat(case.batch, *[1] * (x.dim() - 1)) for x in bench.example_inputs(case))
-    session, rivals = bench.session(case), _rivals(case)
+    session = bench.session(case)
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    others = {rival.runtime: bench.session(rival).bind(*inputs) for rival in rivals}
+    rivals = {rival.runtime: bench.session(rival) for rival in _rivals(case)}
+    others = {name: rival.bind(*inputs) for name, rival in rivals.items() if rival.clock is session.clock}
     if case == case.dense:
-        others[SLOWED] = slowed(anchor, policy.promised_slowdown)
+        others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
     seed = zlib.crc32(f"{case} {seed}".encode())
     taken = sample(
         anchor,
@@ -124,6 +125,7 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
         min_pairs=policy.min_pairs,
         max_pairs=policy.max_pairs,
         budget_seconds=LATENCY_SECONDS,
+        clock=session.clock,
     )
     record = _recorder(bench, case)
     log_ratio = q10_log_ratio(taken.case, taken.anchor)

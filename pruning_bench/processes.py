@@ -15,7 +15,7 @@ from pruning_bench.cases import Case, parse_id
 from pruning_bench.engine import Progress
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.records import Measurement, read_measurement
-from pruning_bench.registry import MODELS, RUNTIMES
+from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
 from pruning_bench.workbench import Workbench
 
 
@@ -39,6 +39,7 @@ def measure_afresh(
             "imports": _user_files(),
             "folder": str(bench.folder) if bench.folder else None,
             "full": bench.full,
+            "checkpoints": str(bench.checkpoints),
         }
         results = []
         for number in range(processes):
@@ -67,6 +68,7 @@ def _user_files() -> list[str]:
     """Files outside the package that registered a model or runtime; a fresh process must import them too."""
     package = Path(__file__).parent
     definitions = [type(RUNTIMES[name]) for name in RUNTIMES] + [MODELS[name].build for name in MODELS]
+    definitions += [DATASETS[name].load for name in DATASETS]
     files = {Path(inspect.getfile(definition)).resolve() for definition in definitions}
     return sorted(str(file) for file in files if package not in file.parents)
 

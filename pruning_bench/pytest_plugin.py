@@ -35,8 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--pb-require", metavar="RUNTIME", **several, help="fail where this runtime is not here; repeatable")
     group.addoption("--pb-threads", metavar="N", type=int, **several, help="these thread counts; repeatable")
     group.addoption("--pb-device", default="cpu", choices=["cpu", "cuda"], help="device of every case")
-    group.addoption("--pb-dataset", default=None, metavar="NAME", help="only models trained on this data set")
+    group.addoption("--pb-dataset", metavar="NAME", **several, help="only models trained on this data set; repeatable")
     group.addoption("--pb-data", default=None, metavar="DIR", help="folder of the full data; it is then trained on")
+    group.addoption("--pb-checkpoints", default=None, metavar="DIR", help="your own trained models instead of the shipped")
     group.addoption("--pb-results", default=None, metavar="DIR", help="results folder (default: ROOT/results)")
     group.addoption("--pb-no-confirm", action="store_true", help="do not re-measure suspected slow-downs")
 

@@ -16,6 +16,7 @@ from pruning_bench.cases import Case, parse_id
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import FAMILIES
+from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.processes import measure_afresh
 from pruning_bench.records import CaseState, CaseStatus, Environment, Measurement, Run, write_run
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
@@ -26,7 +27,10 @@ from pruning_bench.workbench import Workbench
 class Options:
     """The plug-in's options by their names without `pb_`."""
 
-    NAMES: ClassVar = ("profile", "model", "recipe", "runtime", "require", "threads", "device", "dataset", "data", "no_confirm")
+    NAMES: ClassVar = (
+        *("profile", "model", "recipe", "runtime", "require", "threads"),
+        *("device", "dataset", "data", "checkpoints", "no_confirm"),
+    )
 
     results: Path
     profile: str = "smoke"
@@ -36,8 +40,9 @@ class Options:
     require: list[str] | None = None
     threads: list[int] | None = None
     device: str = "cpu"
-    dataset: str | None = None
+    dataset: list[str] | None = None
     data: str | None = None
+    checkpoints: str | None = None
     no_confirm: bool = False
 
 
@@ -73,12 +78,12 @@ class Suite:
         self.options = options
         self.profile = cases.profile(options.profile)
         self._check_names()
-        datasets = [options.dataset] if options.dataset else list(DATASETS)
-        pairs = cases.reference_pairs(datasets)
-        if not pairs:
-            raise PruningBenchError("suite", "no trained model", "a checkpoint for a registered model and data set")
-        self.whole = cases.grid(self.profile, cases.reference_pairs(DATASETS), device=options.device)
-        chosen = [(m, d) for m, d in pairs if not options.model or m in options.model]
+        checkpoints = Path(options.checkpoints).absolute() if options.checkpoints else SHIPPED
+        pairs = cases.reference_pairs(DATASETS, checkpoints)
+        chosen = [(m, d) for m, d in pairs if m in (options.model or MODELS) and d in (options.dataset or DATASETS)]
+        if not chosen:
+            raise PruningBenchError("suite", "no trained model", "a checkpoint of a registered model", str(checkpoints))
+        self.whole = cases.grid(self.profile, pairs, device=options.device)
         self.grid = cases.grid(
             self.profile,
             chosen,
@@ -87,16 +92,15 @@ class Suite:
             threads=options.threads,
             device=options.device,
         )
-        self.environment: Environment = environment.current(device=options.device)
+        self.environment: Environment = environment.of_suite(RUNTIMES, options.device)
         folder = Path(options.data) if options.data else None
-        self.bench = Workbench(folder=folder, full=folder is not None)
+        self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints)
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
         self.problem = ""
         self._items: dict[str, tuple[str, str]] = {}
         self._states: dict[str, tuple[CaseState, str]] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
-        self._confirmations: list[Measurement] = []
         self._review: reviewing.Review | None = None
 
     def _check_names(self) -> None:
@@ -104,8 +108,8 @@ class Suite:
             MODELS[name]
         for name in [*(self.options.runtime or ()), *(self.options.require or ())]:
             RUNTIMES[name]
-        if self.options.dataset:
-            DATASETS[self.options.dataset]
+        for name in self.options.dataset or ():
+            DATASETS[name]
         for count in self.options.threads or ():
             if count < 1:
                 raise PruningBenchError("--pb-threads", str(count), ">= 1")
@@ -160,7 +164,7 @@ class Suite:
             profile=self.profile.name,
             environment=self.environment,
             cases=self.statuses(),
-            measurements=tuple([m for part in self._measured.values() for m in part] + self._confirmations),
+            measurements=tuple(m for part in self._measured.values() for m in part),
             interrupted=interrupted,
         )
 
@@ -175,12 +179,11 @@ class Suite:
 
     def judge(self) -> int:
         """Judges the run, confirming suspected slow-downs in fresh processes; returns the exit status."""
-        confirm = None if self.options.no_confirm else self._measure_afresh
+        afresh = None if self.options.no_confirm else self._measure_afresh
+        require = tuple(self.options.require or ())
         self._review = reviewing.review_run(
-            self.options.results, self.run(), require=tuple(self.options.require or ()), confirm=confirm
+            self.options.results, self.run(), require=require, afresh=afresh, decide=self.profile.decide
         )
-        if self._review.run.measurements != self.run().measurements:
-            write_run(self._review.run, self.file)
         self._review.write_reports(self.options.results / "reports")
         return self._review.exit_status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, compress
 from pruning_bench.errors import UnavailableError
-from pruning_bench.models.checkpoints import checkpoint_path, load_reference, read_card
+from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
 from pruning_bench.quantization import lower
 from pruning_bench.registry import RUNTIMES
 from pruning_bench.runtimes.contract import Session
@@ -26,6 +27,11 @@ QUALITY_BATCH = 256
 T = TypeVar("T")
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass
 class Workbench:
     """Builds what cases need, each thing once.
@@ -33,11 +39,13 @@ class Workbench:
     Args:
         folder: where the full data lies; None looks in the usual places.
         full: train and calibrate on the full training split instead of the shipped part.
+        checkpoints: where the trained dense models lie; the shipped ones otherwise.
         progress: told of every build.
     """
 
     folder: Path | None = None
     full: bool = False
+    checkpoints: Path = SHIPPED
     progress: Progress | None = None
     _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
@@ -50,11 +58,15 @@ class Workbench:
 
     def dense(self, case: Case) -> nn.Module:
         """The trained dense model of a case."""
-        return self._once(("dense", case.model, case.dataset), lambda: load_reference(case.model, case.dataset))
+        return self._once(("dense", case.model, case.dataset), lambda: load_checkpoint(self.path(case)))
 
     def card(self, case: Case) -> dict[str, Any]:
         """The card of the checkpoint that the dense model was read from."""
-        return self._once(("card", case.model, case.dataset), lambda: read_card(checkpoint_path(case.model, case.dataset)))
+        return self._once(("card", case.model, case.dataset), lambda: read_card(self.path(case)))
+
+    def path(self, case: Case) -> Path:
+        """Where the dense model's checkpoint lies."""
+        return checkpoint_path(case.model, case.dataset, self.checkpoints)
 
     def example_inputs(self, case: Case) -> tuple[Tensor, ...]:
         """One training example as positional arguments of the forward."""
@@ -73,9 +85,8 @@ class Workbench:
 
     def logits(self, case: Case) -> Tensor:
         """float32 [N, classes]: the case's outputs on the test split; with all cores, since only the numbers count."""
-        cores = torch.get_num_threads()
         key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device)
-        return self._once(key, lambda: self._run(self.session(case, cores).run, case))
+        return self._once(key, lambda: self._run(self.session(case, cores()).run, case))
 
     def simulated_logits(self, case: Case) -> Tensor:
         """float32 [N, classes]: what the case's runtime should give by its listed rules, computed in eager."""

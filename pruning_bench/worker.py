@@ -21,7 +21,7 @@ def main(request_file: str) -> None:
     discover()
     import_files(request["imports"])
     folder = Path(request["folder"]) if request["folder"] else None
-    bench = Workbench(folder=folder, full=request["full"])
+    bench = Workbench(folder=folder, full=request["full"], checkpoints=Path(request["checkpoints"]))
     for case_id, file in request["artifacts"].items():
         bench.put(parse_id(case_id), load(file))
     cases = [parse_id(case_id) for case_id in request["cases"]]

@@ -112,12 +112,14 @@ def batch_norm(walk: Walk, node: Node) -> list[Dimension]:
     return dims
 
 
-ACTIVATIONS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh softplus log_sigmoid"
-POINTWISE = "exp neg abs sqrt rsqrt clamp clamp_min clamp_max pow add sub mul div maximum minimum"
+RECTIFIERS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish"
+SQUASHERS = "hardsigmoid sigmoid tanh softplus log_sigmoid"
+ARITHMETIC = "exp neg abs sqrt rsqrt clamp clamp_min clamp_max pow add sub mul div maximum minimum"
 UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias to _to_copy"
+ELEMENTWISE = [f"aten.{name}" for name in " ".join((RECTIFIERS, SQUASHERS, ARITHMETIC, UNCHANGED)).split()]
 
 
-@rule(*(f"aten.{name}" for name in " ".join((ACTIVATIONS, POINTWISE, UNCHANGED)).split()), in_place=True)
+@rule(*ELEMENTWISE, in_place=True)
 def elementwise(walk: Walk, node: Node) -> list[Dimension]:
     """All operands go together dimension by dimension, aligned at the last one; those of size one are repeated."""
     dims: list[Dimension] = [SINGLE] * len(walk.shape(node))

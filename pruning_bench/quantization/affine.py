@@ -23,7 +23,7 @@ LARGEST_VALUE = 2.0**126  # larger magnitudes saturate; every code times its sca
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
-    """Lowest and highest code: unsigned when asymmetric; symmetric is signed and narrow, so that -x has a code when x has.
+    """Lowest and highest code: unsigned when asymmetric; symmetric is signed and narrow, so that -x has a code.
 
     Args:
         bits: 2 to 8.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +95,13 @@ def _name(argument: object) -> str:
     return argument.name if isinstance(argument, Node) else ""
 
 
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Any, norm: Any) -> None:
     weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor) and isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
     mean, variance = norm.running_mean.double(), norm.running_var.double()
-    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()  # type: ignore[union-attr]
-    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()  # type: ignore[union-attr]
-    factor = gamma / torch.sqrt(variance + norm.eps)  # type: ignore[operator]
-    shift = -mean if bias is None else bias.detach().double() - mean  # type: ignore[operator]
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    factor = gamma / torch.sqrt(variance + norm.eps)
+    shift = -mean if bias is None else bias.detach().double() - mean
     new_weight = weight.detach().double() * factor.view(-1, *[1] * (weight.dim() - 1))
     layer.weight = nn.Parameter(new_weight.to(weight.dtype), requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter((shift * factor + beta).to(weight.dtype), requires_grad=weight.requires_grad)

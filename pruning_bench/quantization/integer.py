@@ -2,7 +2,7 @@
 
 What an integer kernel computes is a sum of products of small whole numbers, the same in any order. Here the codes are
 held in float32 when no partial sum can reach 2^24, else in float64, so that the sum is exact and does not depend on the
-machine, the batch size or the number of threads. The values that enter and leave are floats on the grid of their affine.
+machine, the batch size or the number of threads. What enters and leaves are floats on the grid of their affine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.quantization.affine import dequantize, fake_quantize, quantize
+from pruning_bench.quantization.affine import fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine
 
 EXACT_IN_FLOAT32 = 2**24
@@ -106,6 +106,9 @@ class IntegerLayer(nn.Module):
         x, y: affines of input and output; y None for float output.
         relu: a ReLU follows before the output is quantized.
     """
+
+    codes: Tensor
+    multiplier: Tensor
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from pruning_bench.quantization import qdq
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean
-from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points
+from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable
 
 WHO = "QuantPlan"
 QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators and for values go
@@ -64,17 +64,23 @@ class Site:
 
 
 class Form(Protocol):
-    """What stands at the sites: each method gives a module, and whether it quantizes its output itself; None leaves it."""
+    """What stands at the sites: a module, and whether it quantizes its output itself; None leaves the operator."""
 
-    every_value: bool  # quantize again behind operators that pass values on
+    @property
+    def every_value(self) -> bool:
+        """Quantize again behind operators that pass values on?"""
 
-    def layer(self, site: Site) -> tuple[nn.Module, bool]: ...
+    def layer(self, site: Site) -> tuple[nn.Module, bool] | None:
+        """For a convolution or linear layer."""
 
-    def add(self, site: Site) -> tuple[nn.Module, bool] | None: ...
+    def add(self, site: Site) -> tuple[nn.Module, bool] | None:
+        """For the addition of two tensors."""
 
-    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None: ...
+    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
+        """For a global average pool over `dims` dimensions."""
 
-    def value(self, affine: Affine, name: str) -> nn.Module: ...
+    def value(self, affine: Affine, name: str) -> nn.Module:
+        """For a value that nothing at its site has quantized."""
 
 
 def simulate(
@@ -97,7 +103,11 @@ def simulate(
 
 
 def to_qdq(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
-    """The quantized model as a module to be exported to ONNX; raises `PlanError` as `simulate`, and for other than 8 bits."""
+    """The quantized model as a module to be exported to ONNX; with an empty plan the float model in the same form.
+
+    Raises:
+        PlanError: as `simulate`; and activations have other than 8 bits.
+    """
     return lower(plan, float_model, example_inputs, Qdq())
 
 
@@ -110,7 +120,8 @@ class Simulation:
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """On codes when the input is quantized and the rules say so, else in float with a rounded weight."""
-        assert site.weight is not None and site.weight_affine is not None
+        assert site.weight is not None
+        assert site.weight_affine is not None
         x = site.inputs[0]
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
         if x is None or Rule.INTEGER_SUMS not in self.rules:
@@ -149,7 +160,8 @@ class Qdq:
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with dequantized weight and bias."""
-        assert site.weight is not None and site.weight_affine is not None
+        assert site.weight is not None
+        assert site.weight_affine is not None
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
         return qdq.Layer(*common, site.inputs[0]), False
 
@@ -177,14 +189,13 @@ def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor,
 
 
 class _Lowering:
-    """Edits one graph; used once. Nodes are known by their name in the program, whatever stands in their place by now."""
+    """Edits one graph; used once. Nodes are known by their name in the program, whatever stands in their place now."""
 
     def __init__(self, plan: QuantPlan, program: ExportedProgram, points: Points, form: Form) -> None:
         self.plan, self.points, self.form = plan, points, form
         self.readable = {node.name: name for node, name in readable_names(program).items()}
-        self.module = program.module(check_guards=False)
-        self.graph: fx.Graph = self.module.graph
-        self.now = {node.name: node for node in self.graph.nodes}
+        self.module, self.now = runnable(program)
+        self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
         self.behind = {layer: relu for relu, layer in points.producers.items()}
         self.settled: set[str] = set()  # places whose value a module at the site has quantized itself
@@ -197,9 +208,6 @@ class _Lowering:
             self._quantize(place)
         for relu in self.settled & set(self.points.producers):  # the clamp before it leaves it nothing to do
             self.now[relu].replace_all_uses_with(self.now[self.points.producers[relu]])
-        for node in list(self.graph.nodes):
-            if node.op == "call_module" and node.target == "_guards_fn":
-                self.graph.erase_node(node)
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(self.module, self.graph).eval()
@@ -245,7 +253,7 @@ class _Lowering:
 
     def _site(self, name: str, node: fx.Node, reads: Sequence[Any], arguments: Sequence[Any] = ()) -> Site:
         place = self.behind.get(name, name)
-        inputs = tuple(self._affine(self.name_of[value]) for value in reads)
+        inputs = tuple(self._affine(self.name_of.get(value, "")) for value in reads)  # "": a constant of the model
         assert callable(node.target)
         return Site(self.readable[name], node.target, tuple(arguments), inputs, self._affine(place), place != name)
 

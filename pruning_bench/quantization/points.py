@@ -6,9 +6,9 @@ A value gets a point when it is
 * anything else that one of these reads, such as the model's input;
 
 and the point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
-flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear layer
-that gives the model's output has none either: integer kernels can write float there, and logits rounded to 8 bits would
-tie. A point is named after the value's place in the model's own code (`graphs.readable_names`): "input",
+flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear
+layer that gives the model's output has none either: integer kernels can write float there, and logits rounded to 8 bits
+would tie. A point is named after the value's place in the model's own code (`graphs.readable_names`): "input",
 "stages.0.0.conv1.conv2d", "stages.0.0.add".
 """
 
@@ -17,23 +17,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from pruning_bench.graphs import operator, output_nodes, readable_names, tensor_names
+from pruning_bench.graphs import input_nodes, operator, output_nodes, readable_names, tensor_names
 from pruning_bench.quantization.fold import LAYERS
 
 ADDS = frozenset({"aten.add", "aten.add_"})
 POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.avg_pool1d", "aten.avg_pool2d"})
 RELUS = frozenset({"aten.relu", "aten.relu_"})
 CARRIES = RELUS | {
-    f"aten.{name}"
-    for name in (
-        "max_pool1d max_pool2d flatten view reshape _unsafe_view squeeze unsqueeze permute transpose t dropout dropout_ "
-        "feature_dropout alias clone contiguous detach"
-    ).split()
+    "aten.max_pool1d",
+    "aten.max_pool2d",
+    "aten.flatten",
+    "aten.view",
+    "aten.reshape",
+    "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.permute",
+    "aten.transpose",
+    "aten.dropout",
+    "aten.dropout_",
+    "aten.feature_dropout",
+    "aten.clone",
+    "aten.contiguous",
 }
 
 
@@ -63,6 +71,7 @@ def find_points(program: ExportedProgram) -> Points:
     """The points of an exported model (see the module's text), in the order of its graph.
 
     Example:
+        >>> import torch
         >>> from pruning_bench.graphs import export
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> points = find_points(export(model, (torch.zeros(2, 3),)))
@@ -95,6 +104,21 @@ def find_points(program: ExportedProgram) -> Points:
         carried={node.name: source.name for node in carriers if (source := _source(node, placed)) in placed},
         layers={node.name: weight for node, weight in layers.items()},
     )
+
+
+def runnable(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Node]]:
+    """The program as a module with a graph that can be edited, and the node of that graph for each name in the program.
+
+    Only inputs and operators are matched, by their order: torch may rename nodes on the way.
+    """
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            module.graph.erase_node(node)
+    before = [*input_nodes(program), *(n for n in program.graph.nodes if n.op == "call_function")]
+    after = [n for op in ("placeholder", "call_function") for n in module.graph.nodes if n.op == op]
+    return module, {old.name: new for old, new in zip(before, after, strict=True)}
 
 
 def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:

@@ -32,6 +32,10 @@ def storage(affine: Affine, where: str) -> torch.dtype:
 class Constant(nn.Module):
     """An integer tensor with its DequantizeLinear, the float values of a weight or bias."""
 
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, codes: Tensor, affine: Affine) -> None:
         super().__init__()
         self.axis = affine.axis
@@ -42,11 +46,14 @@ class Constant(nn.Module):
     def forward(self) -> Tensor:
         """float32, the shape of the codes."""
         attributes = {} if self.axis is None else {"axis": self.axis}
-        return _symbolic("DequantizeLinear", self.codes, self, attributes, torch.float32)
+        return _node("DequantizeLinear", (self.codes, self.scale, self.zero_point), torch.float32, attributes)
 
 
 class QuantizeDequantize(nn.Module):
     """A value rounded to its grid: QuantizeLinear, DequantizeLinear."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, affine: Affine, where: str) -> None:
         super().__init__()
@@ -56,8 +63,8 @@ class QuantizeDequantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32, same shape."""
-        codes = _symbolic("QuantizeLinear", x, self, {}, self.dtype)
-        return _symbolic("DequantizeLinear", codes, self, {}, torch.float32)
+        codes = _node("QuantizeLinear", (x, self.scale, self.zero_point), self.dtype)
+        return _node("DequantizeLinear", (codes, self.scale, self.zero_point), torch.float32)
 
 
 class Layer(nn.Module):
@@ -100,7 +107,11 @@ def _per_tensor(affine: Affine) -> Affine:
     return Affine(affine.scale.reshape(()), affine.zero_point.reshape(()), affine.low, affine.high)
 
 
-def _symbolic(operator: str, x: Tensor, owner: nn.Module, attributes: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    inputs = (x, owner.scale, owner.zero_point)
-    made: Tensor = torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=x.shape, version=OPSET)
+def _node(
+    operator: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, attributes: dict[str, Any] | None = None
+) -> Tensor:
+    """The one output, of the first input's shape, of an ONNX node."""
+    made: Tensor = torch.onnx.ops.symbolic(
+        operator, inputs, attributes, dtype=dtype, shape=inputs[0].shape, version=OPSET
+    )
     return made

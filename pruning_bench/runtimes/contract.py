@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -33,6 +34,8 @@ class Session:
         run: positional inputs (torch tensors, batch first) -> output tensor; for quality, any batch size.
         bind: inputs -> a function of no arguments that runs the model on them, with all copying done before; for timing.
         kernels: what the runtime executes, layer by layer; empty if it cannot say.
+        clock: seconds, monotonic; read before and after a block of calls, so that a clock which first waits for the
+            device times asynchronous work. Sessions are only timed side by side when they share their clock.
         timed: False when the session only simulates (a quantized model in eager) and must never be reported as a speed.
     """
 
@@ -40,11 +43,16 @@ class Session:
     bind: Callable[..., Callable[[], object]]
     kernels: tuple[Kernel, ...] = ()
     timed: bool = True
+    clock: Callable[[], float] = time.perf_counter
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Implemented by a class without state; see `runtime`."""
+    """Implemented by a class without state; see `runtime`.
+
+    A runtime that only simulates quantized models says so by `simulates_quantized = True`: they are not timed on it. One
+    that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
+    """
 
     name: ClassVar[str]
 

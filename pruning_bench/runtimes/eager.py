@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +24,7 @@ class Eager:
     """The runtime `eager`: the module as it is, in inference mode, default memory format."""
 
     name: ClassVar[str] = "eager"
+    simulates_quantized: ClassVar[bool] = True
 
     def available(self, device: str = "cpu") -> str | None:
         """None, or the reason with the install command."""
@@ -50,7 +53,7 @@ class Eager:
             raise UnavailableError(self.name, reason, "available")
         model = compressed.model.eval()
         if device != "cpu":
-            model = _moved(model, device)
+            model = copy.deepcopy(model).to(device)
 
         def run(*inputs: Tensor) -> Tensor:
             with _threads(threads), torch.inference_mode():
@@ -62,13 +65,18 @@ class Eager:
             bound = tuple(value.to(device, copy=True) for value in inputs)
             return torch.inference_mode()(lambda: model(*bound))
 
-        return Session(run, bind, _kernels(model, example_inputs), timed=compressed.quant_plan is None)
+        return Session(
+            run,
+            bind,
+            _kernels(compressed.model, example_inputs),
+            timed=compressed.quant_plan is None,
+            clock=time.perf_counter if device == "cpu" else _synchronized,
+        )
 
 
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).to(device)
+def _synchronized() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @contextmanager

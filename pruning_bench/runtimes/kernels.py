@@ -9,7 +9,7 @@ from pruning_bench.runtimes.contract import Kernel
 
 # Operators that multiply by weights, under the names that onnxruntime's fusions give them.
 MULTIPLIES = ("Conv", "Gemm", "MatMul")
-_NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bf16"}
+_NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
 def list_kernels(optimized: bytes) -> tuple[Kernel, ...]:

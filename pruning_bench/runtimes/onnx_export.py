@@ -1,4 +1,4 @@
-"""A compressed model as ONNX: the same graph in float and in int8, the latter with q/dq nodes from the canonical plan."""
+"""A compressed model as ONNX: the same graph in float and in int8, the latter with q/dq nodes from the one plan."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes
 def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> bytes:
     """The model as ONNX bytes, batch free, weights inside; batch norm folded.
 
-    The inputs are named input, input_1 ..., and each node `layer|operator|number`, so that a runtime's own listing can be
-    read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
+    The inputs are named input, input_1 ..., and each node `layer|operator|number`, so that a runtime's own listing can
+    be read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
 
     Raises:
         ModelError: the model cannot be exported.

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from pruning_bench.errors import UnavailableError
-from pruning_bench.quantization.lower import INTEGER
+from pruning_bench.quantization.lower import INTEGER, Rule
 from pruning_bench.runtimes.contract import Kernel, Session, runtime
 from pruning_bench.runtimes.kernels import list_kernels
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
-RULES = INTEGER
 NEEDED = ("onnxruntime", "onnx", "onnxscript")
 
 
@@ -33,13 +32,14 @@ class OnnxRuntime:
     """The runtime `onnxruntime`: its CPU provider, all graph optimizations."""
 
     name: ClassVar[str] = "onnxruntime"
+    rules: ClassVar[frozenset[Rule]] = INTEGER
 
     def available(self, device: str = "cpu") -> str | None:
         """None, or the reason with the install command."""
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             return f"{', '.join(missing)} not installed; python -m pip install {' '.join(missing)}"
-        return None if device == "cpu" else f"runs on cpu only, not on {device}; choose the device cpu or the runtime eager"
+        return None if device == "cpu" else f"runs on cpu only, not on {device}; choose device cpu or the runtime eager"
 
     def version(self) -> str:
         """Such as "onnxruntime 1.20.0"."""
@@ -68,7 +68,7 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
         threads: of the one pool that runs each operator; they sleep when idle, so as not to disturb what runs next.
         listing: say which kernels run (costs the time to write and read the optimized graph).
     """
-    import onnxruntime as ort
+    import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

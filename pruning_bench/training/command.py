@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import PruningBenchError, UnavailableError
 from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.training.loop import TrainConfig
 from pruning_bench.training.reference import train_reference
@@ -60,12 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out-dir", type=Path, default=SHIPPED, help="folder of checkpoint and card (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains as the parsed arguments say; errors of the suite pass through to the caller."""
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
+    _require_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
@@ -98,6 +99,21 @@ def command_line(args: argparse.Namespace) -> str:
     words += [] if args.activation is None else ["--activation", args.activation]
     words += ["--shipped-data"] if args.shipped_data else []
     return " ".join(words)
+
+
+def _positive(text: str) -> int:
+    """A count for argparse, which turns a ValueError into a usage error."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}, should be at least 1")
+    return int(text)
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        found = f"device {name!r} ({str(error).splitlines()[0]})"
+        raise UnavailableError("train", found, "a device of this machine, such as cpu") from None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.observers import MinMax, value_range
-from pruning_bench.quantization.points import Points, find_points
+from pruning_bench.quantization.points import Points, find_points, runnable
 from pruning_bench.recipe import bits_of
 
 LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products
@@ -28,8 +28,8 @@ LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of prod
 class Static:
     """`static:w8a8`: symmetric weights, asymmetric unsigned activations, ranges frozen at calibration.
 
-    Weights have codes in -127..127 (w8). On x86 without VNNI instructions an 8-bit kernel adds two products of unsigned
-    and signed codes in 16 bits and saturates; there use `static:w7a8`, which runs on the same kernels with room to spare.
+    Weights have codes in -127..127 (w8). On x86 without VNNI instructions 8-bit kernels add two products of unsigned
+    and signed codes in 16 bits and saturate; there use `static:w7a8`, which fits and runs on the same kernels.
 
     Args:
         granularity: of the weights: one scale per output channel, or one per tensor.
@@ -80,26 +80,33 @@ def observe(
     """The range of the value at every point over the calibration batches, run in float.
 
     Raises:
-        ModelError: a batch is empty, not finite, or makes a value that is not.
+        ModelError: a batch is empty, not finite, makes a value that is not, or does not fit the model.
     """
     observer = _Observer(program, points, who)
     with torch.no_grad():
-        for batch in calibration:
-            observer.run(*batch)
+        for number, batch in enumerate(calibration):
+            try:
+                observer.run(*batch)
+            except (RuntimeError, TypeError, IndexError) as error:
+                found = f"a batch that does not run ({str(error).splitlines()[0]})"
+                raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error
     return {name: observer.seen[name] for name in points.values}
 
 
 class _Observer(fx.Interpreter):
     """Runs the graph and watches the values at the points."""
 
+    extra_traceback = False  # else every error's message grows by the node that ran
+
     def __init__(self, program: ExportedProgram, points: Points, who: str) -> None:
-        super().__init__(program.module(check_guards=False))
-        self.who, self.at = who, {node: name for name, node in points.values.items()}
+        module, nodes = runnable(program)
+        super().__init__(module)
+        self.who, self.at = who, {nodes[node]: name for name, node in points.values.items()}
         self.seen = {name: MinMax() for name in points.values}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if name := self.at.get(n.name):
+        if name := self.at.get(n):
             self.seen[name] = self.seen[name].update(value, self.who, name)
         return value
 
@@ -113,7 +120,7 @@ def fit_biases(
 ) -> dict[str, Affine]:
     """Widens the weight scale of a channel whose bias has no int32 code: |bias| <= 2^30 * s_x * s_w.
 
-    Such channels have weights that are tiny beside their bias (a batch norm that switched them off), so that little is lost.
+    Such channels have weights that are tiny beside their bias (a batch norm switched them off): little is lost.
     """
     fitted = dict(weights)
     for node in program.graph.nodes:

@@ -1,0 +1,93 @@
+"""`pruning-bench accept`: makes a run the baseline; times are first measured in enough fresh processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from pruning_bench.judging.acceptance import Scope
+from pruning_bench.judging.acceptance import accept as merged
+from pruning_bench.judging.baseline import read_baseline, write_baseline
+from pruning_bench.judging.case_ids import group_of
+from pruning_bench.judging.gate import runtime_of
+from pruning_bench.judging.history import find_run
+from pruning_bench.judging.policy import Policy
+from pruning_bench.records import Measurement, Run, merge, read_run
+from pruning_bench.errors import RecordError
+
+
+def accept(
+    results: Path,
+    run_id: str,
+    *,
+    reason: str,
+    only: Collection[str] | None = None,
+    scope: Scope = "all",
+    data: Path | None = None,
+) -> str:
+    """Changes the baselines by a recorded run; returns what was written, in one line.
+
+    A run times each case in one process; a baseline needs the spread between processes, so that the cases are measured
+    again, here and now, in `Policy.min_processes` fresh ones. Baselines are only touched when everything is there.
+
+    Raises:
+        RecordError: the run is not fit to be accepted, or times are to be accepted on another machine than the run's.
+    """
+    run = read_run(find_run(results / "runs", run_id))
+    folder = results / "baselines"
+    before = read_baseline(folder)
+    if scope != "portable":
+        merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
+        run = _with_process_samples(run, only, data)
+    written = write_baseline(merged(before, run, reason=reason, only=only, scope=scope), folder)
+    names = ", ".join(path.name for path in written)
+    return f"accepted {run.id} into {folder}: {names or 'nothing changed'}; review it with git diff"
+
+
+def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None) -> Run:
+    """The run with each chosen speed and canary measured in enough fresh processes."""
+    policy = Policy()
+    timed = [m for m in run.measurements if m.rule == "speed" and _is_chosen(m.case_id, only)]
+    short = sorted({m.case_id for m in timed if len(m.samples) < policy.min_processes})
+    if not short:
+        return run
+    fresh = _measure(run, short, policy, data)
+    fresh = [m for m in fresh if m.rule in ("speed", "canary", "control")]
+    replaced = {(m.case_id, m.metric) for m in fresh}
+    kept = [m for m in run.measurements if (m.case_id, m.metric) not in replaced]
+    return dataclasses.replace(run, measurements=(*kept, *merge([*fresh, *_best_canaries(fresh)])))
+
+
+def _is_chosen(case_id: str, only: Collection[str] | None) -> bool:
+    return only is None or case_id in only or group_of(case_id)[0] in only
+
+
+def _best_canaries(fresh: list[Measurement]) -> list[Measurement]:
+    """The fastest anchor of several processes: a busy machine only ever slows."""
+    best: dict[str, Measurement] = {}
+    for m in fresh:
+        if m.rule == "canary" and (m.case_id not in best or m.value < best[m.case_id].value):
+            best[m.case_id] = m
+    return list(best.values())
+
+
+def _measure(run: Run, case_ids: list[str], policy: Policy, data: Path | None) -> list[Measurement]:
+    """Needs torch and this machine; imported here so that portable numbers can be accepted anywhere."""
+    from pruning_bench import environment, processes, progress, workbench
+    from pruning_bench.registry import RUNTIMES
+
+    bench = workbench.Workbench(folder=data, full=data is not None)
+    here = environment.of_suite(RUNTIMES, "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu")
+    if here.key != run.environment.key:
+        raise RecordError(
+            "accept", "times of another machine or other versions", "accepted where they were measured", run.id
+        )
+    for runtime in sorted({runtime_of(case_id) for case_id in case_ids}):
+        if reason := RUNTIMES[runtime].available():
+            raise RecordError("accept", reason, "available", runtime)
+    print(f"measuring {len(case_ids)} cases in {policy.min_processes} fresh processes", file=sys.stderr)
+    with progress.progress_bar() as bar:
+        parts = processes.measure_afresh(bench, case_ids, policy.min_processes, seed=1, progress=bar)
+    return [m for part in parts for m in part]

@@ -1,0 +1,208 @@
+"""What must hold for every pruning method: checks that assert, and the list that a method's tags choose.
+
+A check takes what it judges and returns nothing; a message holds the values and can be read without the source.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.conformance.plan_checks import (
+    OPTIMIZERS,
+    Plan,
+    apply_plan,
+    check_covers_only_prunable,
+    check_deepcopy,
+    check_pruned_stay_zero,
+    check_state_dict_loads,
+    check_twins,
+    kept_entries,
+    outputs,
+    require_same,
+)
+from pruning_bench.conformance.strategies import Subject, small_subjects, tied
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningMethod
+from pruning_bench.pruning.couplings import find_couplings
+from pruning_bench.pruning.masks import prunable, pruned_count
+
+Check: TypeAlias = Callable[[PruningMethod], None]
+
+
+def check_counts(method: PruningMethod, subject: Subject, level: float) -> None:
+    """Exactly `pruned_count` go: of each tensor or coupling, or of all together; one channel of each coupling stays."""
+    plan = method.plan(subject.model, level, subject.context())
+    counts = _removed(plan, subject)
+    spare = 0 if isinstance(plan, MaskPlan) else 1
+    each = {name: min(pruned_count(size, level), size - spare) for name, (_, size) in counts.items()}
+    sizes = sum(size for _, size in counts.values())
+    together = min(pruned_count(sizes, level), sizes - spare * len(counts))
+    found = {name: removed for name, (removed, _) in counts.items()}
+    assert found == each or sum(found.values()) == together, (
+        f"{method.name}:{level} on {subject.name} removes {found}, sum {sum(found.values())}; "
+        f"should be {each}, or {together} in all of {sizes}"
+    )
+    if isinstance(plan, ChannelPlan):
+        said = {name: plan.removed.get(name, (0, size))[0] for name, (_, size) in counts.items()}
+        assert said == found, f"{method.name}:{level} on {subject.name} says it removes {said}, but removes {found}"
+
+
+def _removed(plan: Plan, subject: Subject) -> dict[str, tuple[int, int]]:
+    """Tensor or coupling -> (removed, there were), counted from the masks and indices themselves."""
+    if isinstance(plan, MaskPlan):
+        return {name: (int((~mask).sum()), mask.numel()) for name, mask in plan.masks.items()}
+    found = find_couplings(subject.model, subject.example_inputs)
+    counts = {}
+    for name, units in found.groups.items():
+        tensor, dim = found.producers[name][0]
+        made = torch.from_numpy(found.units[tensor, dim])
+        index = plan.kept.get(tensor, {}).get(dim)
+        left = set(made.tolist() if index is None else made[index].tolist())
+        counts[name] = (sum(int(unit) not in left for unit in units), len(units))
+    return counts
+
+
+def check_nested(method: PruningMethod, subject: Subject, levels: Sequence[float] = (0.2, 0.5, 0.9)) -> None:
+    """What a low level removes, every higher level removes too."""
+    plans = [(level, method.plan(subject.model, level, subject.context())) for level in sorted(levels)]
+    for (low, first), (high, second) in itertools.pairwise(plans):
+        before, after = kept_entries(first, subject.model), kept_entries(second, subject.model)
+        for name in before:
+            back = int((after[name] & ~before[name]).sum())
+            assert not back, f"{method.name}:{high} keeps {back} entries of {name} that {method.name}:{low} removes"
+
+
+def check_deterministic(method: PruningMethod, subject: Subject, level: float) -> None:
+    """Equal seeds give equal plans whatever torch's global state; another seed another one exactly if `tags.random`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = kept_entries(method.plan(subject.model, level, subject.context(0)), subject.model)
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        second = kept_entries(method.plan(subject.model, level, subject.context(0)), subject.model)
+        assert torch.equal(before, torch.get_rng_state()), f"{method.name} draws from torch's global generator"
+    assert _equal(first, second), f"{method.name}:{level} gives two plans for one seed"
+    if method.tags.needs_calibration:  # which follows from the seed as well
+        return
+    differs = not _equal(first, kept_entries(method.plan(subject.model, level, subject.context(1)), subject.model))
+    assert differs == method.tags.random, (
+        f"{method.name}: random={method.tags.random}, other seed, other plan: {differs}"
+    )
+
+
+def check_model_unchanged(method: PruningMethod, subject: Subject, level: float) -> None:
+    """`plan` leaves values, gradients, training flags and hooks of the model as they were."""
+    model = copy.deepcopy(subject.model).train()
+    before = _snapshot(model)
+    method.plan(model, level, subject.context())
+    for (name, old), (_, new) in zip(before.items(), _snapshot(model).items(), strict=True):
+        same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
+        assert same, f"{method.name}.plan changes {name} of {subject.name} from {old} to {new}"
+
+
+def _snapshot(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    state["grads"] = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    state["frozen"] = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    state["training"] = [name for name, module in model.named_modules() if module.training]
+    state["hooks"] = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    return state
+
+
+def check_level_zero_is_identity(method: PruningMethod, subject: Subject) -> None:
+    """Level 0 removes nothing: the model computes bit by bit the same."""
+    plan = method.plan(subject.model, 0.0, subject.context())
+    gone = {name: int((~kept).sum()) for name, kept in kept_entries(plan, subject.model).items() if not kept.all()}
+    assert not gone, f"{method.name}:0 removes {gone}"
+    require_same(outputs(apply_plan(subject.model, plan), subject), outputs(subject.model, subject), f"{method.name}:0")
+
+
+def check_bad_levels(method: PruningMethod, subject: Subject) -> None:
+    """Sparsities outside [0, 1) raise `LevelError`."""
+    for level in (1.0, 1.5, -0.1, float("nan")):
+        _raises(LevelError, "", method, subject.model, level, subject)
+
+
+def check_nan_weights(method: PruningMethod, subject: Subject) -> None:
+    """A weight of NaN or infinity raises `ModelError` that names its tensor."""
+    name = next(iter(prunable(subject.model, subject.example_inputs)))
+    for bad in (float("nan"), float("inf")):
+        model = copy.deepcopy(subject.model)
+        model.get_parameter(name).data.view(-1)[0] = bad
+        _raises(ModelError, name, method, model, 0.5, subject)
+
+
+def check_nothing_prunable(method: PruningMethod, subject: Subject) -> None:
+    """A model without prunable layers raises `ModelError`."""
+    _raises(ModelError, "", method, nn.Sequential(nn.Flatten(), nn.ReLU()), 0.5, subject)
+
+
+def _raises(
+    error: type[Exception], part: str, method: PruningMethod, model: nn.Module, level: float, subject: Subject
+) -> None:
+    try:
+        method.plan(model, level, subject.context())
+        found = "nothing"
+    except error as raised:
+        found = repr(raised)
+    right = error.__name__ in found and part in found
+    assert right, f"{method.name}:{level} raises {found}, should raise {error.__name__} naming {part!r}"
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def checks_for_pruning(method: PruningMethod, subjects: Sequence[Subject] | None = None) -> list[tuple[str, Check]]:
+    """The checks that the method's tags ask for, by name; each is called with the method.
+
+    Args:
+        subjects: models to check on; None takes `small_subjects()`.
+    """
+    models = list(subjects) if subjects is not None else small_subjects()
+    checks: list[tuple[str, Check]] = [
+        ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, 0.999))),
+        ("covers_only_prunable", _on_plans(models, check_covers_only_prunable)),
+        ("deterministic", _on(models[:1], check_deterministic, (0.5,))),
+        ("model_unchanged", _on(models[:1], check_model_unchanged, (0.5,))),
+        ("level_zero_is_identity", _on(models[-1:], check_level_zero_is_identity)),
+        ("bad_levels", _on(models[:1], check_bad_levels)),
+        ("nan_weights", _on(models[:1], check_nan_weights)),
+        ("nothing_prunable", _on(models[:1], check_nothing_prunable)),
+        ("state_dict_loads", _on_plans(models[-1:], check_state_dict_loads)),
+        ("deepcopy", _on_plans(models[-1:], check_deepcopy)),
+    ]
+    if method.tags.nested:
+        checks.append(("nested", _on([tied(models[0])], check_nested)))
+    if method.tags.structure == "element":
+        checks += [
+            (f"pruned_stay_zero_{name}", _on_plans(models[:1], partial(check_pruned_stay_zero, optimizer=name)))
+            for name in OPTIMIZERS
+        ]
+    else:
+        checks.append(("twin", _on_plans(models, check_twins)))
+    return checks
+
+
+def _on(subjects: Sequence[Subject], check: Callable[..., None], levels: Sequence[float] | None = None) -> Check:
+    def run(method: PruningMethod) -> None:
+        for subject in subjects:
+            for level in [()] if levels is None else [(level,) for level in levels]:
+                check(method, subject, *level)
+
+    return run
+
+
+def _on_plans(subjects: Sequence[Subject], check: Callable[..., None], level: float = 0.5) -> Check:
+    def run(method: PruningMethod) -> None:
+        for subject in subjects:
+            check(method.plan(subject.model, level, subject.context()), subject)
+
+    return run

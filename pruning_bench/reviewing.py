@@ -1,0 +1,100 @@
+"""From a recorded run to its report: baselines, verdicts, confirmation, the same rows for terminal, Markdown and JSON.
+
+No torch, no pytest: an old run can be judged again where neither is installed. How suspects are measured again is
+handed in as a function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruning_bench.judging.baseline import read_baseline
+from pruning_bench.judging.gate import Report, confirm, judge_run, suspects, undecided
+from pruning_bench.judging.history import find_run, run_path
+from pruning_bench.judging.policy import Policy
+from pruning_bench.records import Measurement, Run, read_run, write_atomically, write_run
+from pruning_bench.reporting.as_json import to_json
+from pruning_bench.reporting.markdown import to_markdown
+from pruning_bench.reporting.rows import Row, rows_of
+from pruning_bench.reporting.terminal import to_terminal
+
+Afresh = Callable[[list[str], int], list[list[Measurement]]]
+
+
+@dataclass(frozen=True)
+class Review:
+    """A judged run and its report.
+
+    Args:
+        run: as recorded.
+        report: its verdicts.
+        rows: of the report's table.
+    """
+
+    run: Run
+    report: Report
+    rows: tuple[Row, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """What the process should end with."""
+        return self.report.exit_status
+
+    @property
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        return to_terminal(self.run, self.report, self.rows).splitlines()
+
+    def write_reports(self, folder: Path) -> None:
+        """Writes the report as Markdown and JSON, under the run's id and as `latest`."""
+        for name in (self.run.id, "latest"):
+            write_atomically(folder / f"{name}.md", to_markdown(self.run, self.report, self.rows))
+            write_atomically(folder / f"{name}.json", to_json(self.run, self.report, self.rows))
+
+
+def review_run(
+    results: Path, run: Run, *, require: Collection[str] = (), afresh: Afresh | None = None, decide: bool = False
+) -> Review:
+    """Judges a run that was just recorded.
+
+    Args:
+        require: runtimes whose absence fails the run.
+        afresh: measures cases again in so many fresh processes; None leaves suspects unconfirmed, which never fail.
+        decide: also measure again what one process could not decide.
+    """
+    policy = Policy()
+    baseline = read_baseline(results / "baselines")
+    report = judge_run(run, baseline, policy, require)
+    open_cases = sorted({*suspects(report), *(undecided(report) if decide else ())})
+    if open_cases and afresh is not None:
+        fresh = [m for process in afresh(open_cases, policy.confirmation_processes) for m in process]
+        _keep_confirmation(results, run, fresh)
+        report = confirm(report, fresh, baseline, policy)
+    return Review(run, report, rows_of(run, report, baseline))
+
+
+def review(results: Path, run_id: str, *, require: Collection[str] = ()) -> Review:
+    """Judges a recorded run again, with the confirmation that it had.
+
+    Raises:
+        RecordError: no such run, or a damaged file.
+    """
+    policy = Policy()
+    run = read_run(find_run(results / "runs", run_id))
+    baseline = read_baseline(results / "baselines")
+    report = judge_run(run, baseline, policy, require)
+    path = run_path(_confirmations(results), run.id)
+    if path.is_file():
+        report = confirm(report, read_run(path).measurements, baseline, policy)
+    return Review(run, report, rows_of(run, report, baseline))
+
+
+def _keep_confirmation(results: Path, run: Run, fresh: Sequence[Measurement]) -> None:
+    write_run(dataclasses.replace(run, measurements=tuple(fresh)), run_path(_confirmations(results), run.id))
+
+
+def _confirmations(results: Path) -> Path:
+    return results / "runs" / "confirmations"

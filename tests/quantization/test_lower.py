@@ -1,0 +1,183 @@
+"""The simulation: where it rounds, that it is exact on codes, and which plans it refuses."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pruning_bench.conformance.quantization_checks import example
+from pruning_bench.errors import PlanError
+from pruning_bench.quantization import integer, lower
+from pruning_bench.quantization.affine import choose_affine, dequantize, fake_quantize, quantize
+from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.integer import IntegerAdd, IntegerLayer, IntegerMean, bias_affine, bias_codes
+from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.methods.static import Static
+
+METHOD = Static()
+CONV, LINEAR = torch.ops.aten.conv2d.default, torch.ops.aten.linear.default
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]:
+    model, level, context = example(METHOD)
+    plan = METHOD.plan(model, level, context)
+    return model, plan, context.example_inputs, torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def test_an_empty_plan_is_the_float_model(planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]) -> None:
+    model, _, inputs, x = planned
+    with torch.no_grad():
+        error = float((simulate(QuantPlan({}), model, inputs)(x) - model(x)).abs().max())
+    assert error < 1e-5, f"off by {error}, should be the float model"
+
+
+def test_it_is_a_plain_module(planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]) -> None:
+    model, plan, inputs, x = planned
+    simulated = simulate(plan, model, inputs)
+    with torch.no_grad():
+        whole = simulated(x)
+        copied = copy.deepcopy(simulated)(x)
+        single = torch.cat([simulated(row) for row in x.split(1)])
+    assert torch.equal(whole, copied), "a deep copy computes something else"
+    assert torch.equal(whole, single), f"batches of one differ by {float((whole - single).abs().max())}"
+    with torch.inference_mode():
+        assert torch.equal(simulated(x), whole), "inference mode computes something else"
+    again = simulate(plan, model, inputs)
+    again.load_state_dict(simulated.state_dict())
+
+
+def test_planning_from_a_folded_model_is_the_same(planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]) -> None:
+    model, plan, inputs, x = planned
+    folded = lower.fold_batch_norms(model, inputs)
+    assert torch.equal(simulate(plan, folded, inputs)(x), simulate(plan, model, inputs)(x)), "folding twice changes it"
+
+
+def test_weights_on_their_grid_simulate_the_same(planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]) -> None:
+    model, plan, inputs, x = planned
+    rounded = lower.fold_batch_norms(model, inputs)
+    with torch.no_grad():
+        for name, affine in plan.weights.items():
+            parameter = rounded.get_parameter(name)
+            parameter.copy_(dequantize(quantize(parameter, affine), affine))
+    assert torch.equal(simulate(plan, rounded, inputs)(x), simulate(plan, model, inputs)(x)), "stored codes differ"
+
+
+def test_writes_replace_parameters(planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]) -> None:
+    model, plan, inputs, x = planned
+    written = replace(plan, writes={"classifier.bias": torch.full((5,), 100.0)})
+    shift = simulate(written, model, inputs)(x) - simulate(plan, model, inputs)(x)
+    expected = 100 - model.get_parameter("classifier.bias")
+    assert torch.allclose(shift, expected.expand_as(shift), atol=0.1), f"{shift[0]}, should be {expected}"
+    assert float(model.get_parameter("classifier.bias").abs().max()) < 10, "the float model was changed"
+
+
+def test_the_bare_plan_is_fake_quantize_around_float_operators() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    x = torch.randn(4, 2, 4, 4)
+    context = replace(example(METHOD)[2], example_inputs=(x[:1],), calibration=[(x,)])
+    plan = METHOD.plan(model, "w8a8", context)
+    first = nn.functional.conv2d(
+        fake_quantize(x, plan.activations["input"]),
+        fake_quantize(model[0].weight, plan.weights["0.weight"]),
+        model[0].bias,
+    )
+    hidden = fake_quantize(torch.relu(first), plan.activations["0.conv2d"]).flatten(1)
+    expected = nn.functional.linear(hidden, fake_quantize(model[3].weight, plan.weights["3.weight"]), model[3].bias)
+    found = simulate(plan, model, (x[:1],), frozenset())(x)
+    assert torch.equal(found, expected), f"off by {float((found - expected).abs().max())}"
+
+
+@pytest.mark.parametrize("rules", [{Rule.INTEGER_SUMS}, {Rule.INTEGER_SUMS, Rule.RELU_IS_CLAMP}, {Rule.DIVIDE}, set(Rule)])
+def test_rules_change_the_last_bits_only(
+    rules: set[Rule], planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor]
+) -> None:
+    model, plan, inputs, x = planned
+    bare, ruled = simulate(plan, model, inputs, frozenset())(x), simulate(plan, model, inputs, frozenset(rules))(x)
+    error = float((bare - ruled).abs().max() / bare.abs().max())
+    assert error < 0.02, f"{sorted(rule.name for rule in rules)}: off by {error:.4f} of the largest output"
+
+
+def grid(seed: int, symmetric: bool, shape: tuple[int, ...], axis: int | None = None) -> tuple[Tensor, Affine]:
+    """Values and their affine."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + (0 if symmetric else 0.4)
+    ends = (x.amin(), x.amax()) if axis is None else (x.flatten(1).amin(1), x.flatten(1).amax(1))
+    return x, choose_affine(*ends, 8, symmetric=symmetric, axis=axis)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 8]), st.booleans(), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_layers_equal_integer_arithmetic(seed: int, channels: int, bias: bool, relu: bool) -> None:
+    """Against int64 loops over codes, not against another float computation."""
+    x, x_affine = grid(seed, False, (2, channels, 5, 5))
+    weight, w_affine = grid(seed + 1, True, (4, channels, 3, 3), axis=0)
+    _, y_affine = grid(seed + 2, False, (9,))
+    offset = torch.randn(4, generator=torch.Generator().manual_seed(seed)) if bias else None
+    layer = IntegerLayer(CONV, weight, w_affine, offset, ([2, 2], [1, 1]), x_affine, y_affine, relu)
+    found = layer(fake_quantize(x, x_affine))
+    codes = nn.functional.pad(quantize(x, x_affine).long() - x_affine.zero_point, (1, 1, 1, 1))
+    patches = codes.unfold(2, 3, 2).unfold(3, 3, 2)
+    total = torch.einsum("nchwij,ocij->nohw", patches, quantize(weight, w_affine).long())
+    if offset is not None:
+        total += bias_codes(offset, bias_affine(x_affine, w_affine)).long().view(-1, 1, 1)
+    multiplier = (x_affine.scale * w_affine.scale / y_affine.scale).view(-1, 1, 1)
+    steps = torch.round(total.to(torch.int32).float() * multiplier) + y_affine.zero_point
+    low = max(y_affine.low, int(y_affine.zero_point)) if relu else y_affine.low
+    expected = dequantize(steps.clamp(low, y_affine.high).to(torch.int32), y_affine)
+    assert torch.equal(found, expected), f"off by {float((found - expected).abs().max() / y_affine.scale)} steps"
+
+
+def test_wide_sums_are_exact_in_float64() -> None:
+    weight = torch.full((2, 4000), 127.0)
+    affine = Affine(torch.ones(2), torch.zeros(2, dtype=torch.int32), -127, 127, 0)
+    x_affine = Affine(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), 0, 255)
+    layer = IntegerLayer(LINEAR, weight, affine, torch.tensor([1.0, 0.0]), (), x_affine, None, False)
+    assert layer.codes.dtype == torch.float64, f"codes in {layer.codes.dtype}, sums to 2^27 need float64"
+    total = layer(torch.full((1, 4000), 255.0))
+    exact = 4000 * 127 * 255
+    assert total.tolist() == [[float(torch.tensor(exact + 1.0).float()), float(exact)]], f"{total.tolist()}"
+
+
+@given(st.integers(0, 10_000), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_additions_and_means_round_to_the_nearest_step(seed: int, relu: bool) -> None:
+    (a, first), (b, second) = grid(seed, False, (3, 4, 2, 2)), grid(seed + 1, False, (3, 4, 2, 2))
+    a, b = fake_quantize(a, first), fake_quantize(b, second)
+    _, out = grid(seed + 2, False, (9,))
+    exact = torch.relu(a.double() + b.double()) if relu else a.double() + b.double()
+    cases = [("add", IntegerAdd(first, second, out, relu)(a, b), exact)]
+    cases.append(("mean", IntegerMean(first, out, 2)(a), a.double().mean((2, 3), keepdim=True)))
+    for name, found, wanted in cases:
+        ends = ((out.low - out.zero_point) * out.scale, (out.high - out.zero_point) * out.scale)
+        steps = float((found.double() - wanted.clamp(*map(float, ends))).abs().max() / out.scale)
+        assert steps <= 0.5001, f"{name}: off by {steps} steps, should be at most half of one"
+
+
+def test_mutant_without_bias_rounding_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer, "bias_codes", lambda bias, affine: (bias / affine.scale).double().floor())
+    with pytest.raises(AssertionError, match="steps"):
+        for seed in range(20):  # a step of the bias seldom moves a code of the output
+            test_layers_equal_integer_arithmetic.hypothesis.inner_test(seed, 8, True, False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: replace(p, weights={**p.weights, "conv9.weight": p.weights["conv1.weight"]}), "conv9.weight"),
+        (lambda p: replace(p, weights={"conv1.weight": p.weights["conv3.weight"]}), "12 scales, should be 8"),
+        (lambda p: replace(p, activations={"inputs": p.activations["input"]}), "'inputs', should be 'input'"),
+        (lambda p: replace(p, activations={"input": p.weights["conv1.weight"]}), "8 scales, should be one"),
+        (lambda p: replace(p, writes={"nothing": torch.zeros(1)}), "'nothing'"),
+        (lambda p: replace(p, writes={"classifier.bias": torch.zeros(9)}), r"shape \[9\]"),
+    ],
+    ids=["unknown weight", "wrong scales", "unknown point", "per channel activation", "unknown write", "write of other shape"],
+)
+def test_plans_that_do_not_fit_are_refused(change, message, planned) -> None:  # type: ignore[no-untyped-def]
+    model, plan, inputs, _ = planned
+    with pytest.raises(PlanError, match=message):
+        simulate(change(plan), model, inputs)

@@ -1,0 +1,77 @@
+"""Where the canonical plan quantizes."""
+
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.conformance.quantization_checks import ExampleNet
+from pruning_bench.graphs import export
+from pruning_bench.models.image_classifier import image_classifier
+from pruning_bench.models.resnet20 import resnet20
+from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.points import Points, find_points
+
+
+def points_of(model: nn.Module, *shape: int) -> Points:
+    x = torch.randn(2, *shape)
+    return find_points(export(fold_batch_norms(model, (x,)), (x,)))
+
+
+def test_names_of_the_example_net() -> None:
+    points = points_of(ExampleNet(), 3, 8, 8)
+    names = "input conv1.conv2d conv2.conv2d add conv3.conv2d mean.adaptive_avg_pool2d hidden.linear".split()
+    assert list(points.values) == names, f"{list(points.values)}, should be {names}"
+    weights = ["conv1.weight", "conv2.weight", "conv3.weight", "hidden.weight", "classifier.weight"]
+    assert list(points.layers.values()) == weights, f"{list(points.layers.values())}, should be {weights}"
+
+
+def test_the_point_stands_after_a_relu_that_reads_alone() -> None:
+    points = points_of(ExampleNet(), 3, 8, 8)
+    assert points.values["conv1.conv2d"].startswith("relu"), f"conv1's point stands at {points.values['conv1.conv2d']}"
+    assert points.values["conv2.conv2d"] == "conv2d_1", f"conv2's point stands at {points.values['conv2.conv2d']}"
+    assert points.producers[points.values["add"]] == "add", f"producers {points.producers}, should name the addition"
+
+
+def test_operators_that_move_values_pass_the_parameters_on() -> None:
+    points = points_of(image_classifier(), 1, 32, 32)
+    for pool, layer in (("max_pool2d", "features.0.conv2d"), ("flatten", "features.9.conv2d")):
+        assert points.name_at(pool) == layer, f"{pool} has the parameters of {points.name_at(pool)}, should have {layer}"
+    assert "max_pool2d" not in points.values.values(), "max pool has a point of its own"
+
+
+def test_counts_of_resnet20() -> None:
+    points = points_of(resnet20(), 1, 32, 32)
+    kinds = [name.rpartition(".")[2] for name in points.values]
+    counted = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    expected = {"adaptive_avg_pool2d": 1, "add": 9, "conv2d": 21, "input": 1}
+    assert counted == expected, f"{counted}, should be {expected}"
+    assert len(points.layers) == 22, f"{len(points.layers)} layers, should be 22"
+
+
+class Odd(nn.Module):
+    """A ReLU with a second reader beside it, an activation that is no ReLU, an addition of a number, a last convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.second(torch.sigmoid(torch.relu(y) * y + 1.0))
+        out: Tensor = self.last(z)
+        return out
+
+
+def test_what_a_layer_reads_gets_a_point_whatever_made_it() -> None:
+    points = points_of(Odd(), 3, 4, 4)
+    expected = ["input", "first.conv2d", "sigmoid", "second.conv2d", "last.conv2d"]
+    assert list(points.values) == expected, f"{list(points.values)}, should be {expected}"
+    assert points.values["first.conv2d"] == "conv2d", "a convolution with two readers is quantized before the ReLU"
+    assert points.carried["relu"] == "conv2d", f"carried {dict(points.carried)}, should hold the ReLU on quantized values"
+
+
+def test_a_last_linear_layer_gives_float() -> None:
+    last = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2), nn.Dropout())
+    points = points_of(last, 4)
+    assert list(points.values) == ["input", "0.linear"], f"{list(points.values)}, should leave the output in float"
+    both = nn.Sequential(nn.Linear(4, 4))
+    assert list(points_of(both, 4).values) == ["input"], "a single linear layer should give float"

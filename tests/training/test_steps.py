@@ -1,0 +1,365 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from pruning_bench.contracts import Context
+from pruning_bench.datasets.contract import Split
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.pruning.contract import MaskPlan
+from pruning_bench.recipe import Bits, Number, parse
+from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
+from pruning_bench.training.steps.bn_recalibrate import BnRecalibrate, recalibrate
+from pruning_bench.training.steps.finetune import Finetune
+
+
+def split_of(count: int = 64) -> Split:
+    """Images of 8 x 8 that are brighter above (class 0) or below (class 1)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for index, label in enumerate(labels.tolist()):
+        images[index, :, 4 * label : 4 * label + 4] += 150
+    return Split(images, labels, torch.tensor([0.4]), torch.tensor([0.3]))
+
+
+def context(seed: int = 0, train: Split | None = None) -> Context:
+    return Context(
+        (torch.zeros(1, 1, 8, 8),), torch.Generator().manual_seed(seed), train=train or split_of(), seed=seed
+    )
+
+
+def tiny_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        return nn.Sequential(first, second, nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 2)).eval()
+
+
+def half_masks(model: nn.Module) -> MaskPlan:
+    generator = torch.Generator().manual_seed(1)
+    return MaskPlan(
+        {
+            name: torch.rand(parameter.shape, generator=generator) < 0.5
+            for name, parameter in model.named_parameters()
+            if parameter.dim() > 1
+        }
+    )
+
+
+def masked_model() -> tuple[nn.Module, MaskPlan]:
+    model = tiny_model()
+    plan = half_masks(model)
+    with torch.no_grad():
+        for name, mask in plan.masks.items():
+            model.get_parameter(name).mul_(mask)
+    return model, plan
+
+
+def state(model: nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten().double() for tensor in model.state_dict().values()])
+
+
+def check_keeps_pruned(run) -> None:
+    model, plan = masked_model()
+    names = list(model.state_dict())
+    before = copy.deepcopy(model.state_dict())
+    run(model, Number(2), (plan,), context())
+    for name, mask in plan.masks.items():
+        revived = int(model.get_parameter(name)[~mask].count_nonzero())
+        assert revived == 0, f"{name}: {revived} of {int((~mask).sum())} pruned weights revived, should be 0"
+        moved = int((model.get_parameter(name) != before[name])[mask].sum())
+        assert moved > 0, f"{name}: {moved} kept weights changed, should train"
+    assert list(model.state_dict()) == names, f"names {list(model.state_dict())}, should be {names}"
+    assert not model.training, "training mode, should be evaluation mode"
+    left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert not left, f"gradients left on {left}, should be none"
+    kinds = {type(parameter) for parameter in model.parameters()}
+    assert kinds == {nn.Parameter}, f"parameters of type {kinds}, should be plain"
+
+
+def mutant_forgets_masks(model, level, plans, context):
+    Finetune().run(model, level, (), context)
+
+
+def mutant_masks_gradients_only(model, level, plans, context):
+    """Gradient hooks alone: momentum and weight decay of an older state move the weights all the same."""
+    config = TrainConfig(epochs=2, batch=64, lr=0.01, seed=1)
+    optimizer = make_optimizer(model, config)
+    train_epoch(model, context.train, optimizer, config, 0)
+    for plan in plans:
+        for name, mask in plan.masks.items():
+            model.get_parameter(name).register_hook(lambda gradient, mask=mask: gradient * mask)
+            with torch.no_grad():
+                model.get_parameter(name).mul_(mask)
+    train_epoch(model, context.train, optimizer, config, 1)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+
+
+def mutant_leaves_training_mode(model, level, plans, context):
+    Finetune().run(model, level, plans, context)
+    model.train()
+
+
+def mutant_trains_nothing(model, level, plans, context):
+    model.eval()
+
+
+def mutant_leaves_gradients(model, level, plans, context):
+    Finetune().run(model, level, plans, context)
+    model(context.train.inputs()).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad.zero_()
+
+
+def test_finetune_keeps_pruned():
+    check_keeps_pruned(Finetune().run)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        mutant_forgets_masks,
+        mutant_masks_gradients_only,
+        mutant_leaves_training_mode,
+        mutant_trains_nothing,
+        mutant_leaves_gradients,
+    ],
+)
+def test_check_keeps_pruned_rejects(mutant):
+    with pytest.raises(AssertionError, match="should"):
+        check_keeps_pruned(mutant)
+
+
+def check_deterministic(run) -> None:
+    """Equal for equal generators, different for different ones, untouched by and without touch of the global one."""
+    states = []
+    for seed, noise in ((0, 3), (0, 4), (1, 3)):
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        model = tiny_model()
+        run(model, Number(1), (), context(seed))
+        assert torch.equal(before, torch.get_rng_state()), "the global generator moved, should be as before"
+        states.append(state(model))
+    assert torch.equal(states[0], states[1]), f"differs by {(states[0] - states[1]).abs().max()}, should be equal"
+    assert not torch.equal(states[0], states[2]), "generators 0 and 1 give equal results, should differ"
+
+
+def mutant_fixed_seed(model, level, plans, given):
+    Finetune().run(model, level, plans, context(7))
+
+
+def mutant_global_seed(model, level, plans, given):
+    Finetune().run(model, level, plans, context(torch.initial_seed()))
+
+
+def mutant_reseeds_globally(model, level, plans, given):
+    torch.manual_seed(given.seed)
+    Finetune().run(model, level, plans, given)
+
+
+@pytest.mark.parametrize("step", [Finetune(), BnRecalibrate(batch=16)], ids=lambda step: step.name)
+def test_deterministic(step):
+    check_deterministic(step.run)
+
+
+@pytest.mark.parametrize("mutant", [mutant_fixed_seed, mutant_global_seed, mutant_reseeds_globally])
+def test_check_deterministic_rejects(mutant):
+    with pytest.raises(AssertionError, match="should"):
+        check_deterministic(mutant)
+
+
+def test_finetune_level_is_the_number_of_epochs():
+    for level, expected in ((None, 1), (Number(1), 1), (Number(3), 3)):
+        told = []
+        given = dataclasses.replace(context(), progress=lambda message, done, total, told=told: told.append(message))
+        Finetune(batch=64).run(tiny_model(), level, (), given)
+        assert told == [f"epoch {n}/{expected}" for n in range(1, expected + 1)], f"{told}, should be {expected} epochs"
+
+
+@pytest.mark.parametrize(
+    ("step", "level", "said"),
+    [
+        (Finetune(), Number(0.5), "finetune: level 0.5, should be a whole number >= 1"),
+        (Finetune(), Number(0), "finetune: level 0, should be a whole number >= 1"),
+        (Finetune(), Bits(8), "finetune: level w8, should be a whole number >= 1"),
+        (Finetune(lr=0.0), Number(1), "finetune: lr 0.0, should be a positive number"),
+        (Finetune(momentum=1.0), None, r"finetune: momentum 1.0, should be in \[0, 1\)"),
+        (BnRecalibrate(), Number(0), "bn_recalibrate: level 0, should be a whole number >= 1"),
+        (BnRecalibrate(batch=1), None, "bn_recalibrate: batch 1, should be at least 2"),
+    ],
+)
+def test_levels_and_options_out_of_range(step, level, said):
+    model = tiny_model()
+    before = state(model)
+    with pytest.raises(LevelError, match=said):
+        step.run(model, level, (), context())
+    assert torch.equal(state(model), before), "the model changed, should be left as it was"
+
+
+@pytest.mark.parametrize("step", [Finetune(), BnRecalibrate()], ids=lambda step: step.name)
+def test_without_data_is_said(step):
+    given = Context((torch.zeros(1, 1, 8, 8),), torch.Generator())
+    with pytest.raises(ModelError, match=f"{step.name}: no training data"):
+        step.run(tiny_model(), Number(1), (), given)
+
+
+@pytest.mark.parametrize(
+    "text", ["finetune:2", "finetune:2,lr=0.1,flip=true", "bn_recalibrate", "bn_recalibrate:4,batch=64"]
+)
+def test_recipes_are_canonical(text):
+    assert str(parse(text)) == text, f"{parse(text)}, should be {text}"
+
+
+def test_tags_say_what_trains():
+    assert Finetune.tags.trains_weights is True, "finetune should be said to train weights"
+    assert BnRecalibrate.tags.trains_weights is False, "bn_recalibrate should be said to leave weights"
+
+
+def by_hand(model: nn.Module, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Mean over batches of each norm's input's batch mean and unbiased variance, from the formulas."""
+    totals = [[0, 0], [0, 0]]
+    with torch.no_grad():
+        for batch in batches:
+            x = batch
+            for index in (0, 1):
+                convolution, norm, activation = model[index]
+                x = convolution(x)
+                variance, mean = torch.var_mean(x, (0, 2, 3), correction=1)
+                totals[index][0] += mean / len(batches)
+                totals[index][1] += variance / len(batches)
+                biased = torch.var(x, (0, 2, 3), correction=0)
+                shape = (1, -1, 1, 1)
+                x = (x - mean.view(shape)) / torch.sqrt(biased + norm.eps).view(shape)
+                x = activation(x * norm.weight.view(shape) + norm.bias.view(shape))
+    return [tuple(total) for total in totals]
+
+
+def check_statistics(run) -> None:
+    model = tiny_model()
+    model[1].eval()
+    with torch.no_grad():
+        for index in (0, 1):
+            model[index][1].running_mean.fill_(50)
+            model[index][1].running_var.fill_(9)
+    parameters = {name: value.clone() for name, value in model.named_parameters()}
+    batches = [split_of().inputs(slice(start, start + 16)) for start in range(0, 64, 16)]
+    run(model, [(batch,) for batch in batches])
+    for index, (mean, variance) in enumerate(by_hand(model, batches)):
+        norm = model[index][1]
+        for what, found, expected in (("mean", norm.running_mean, mean), ("variance", norm.running_var, variance)):
+            difference = float((found - expected).abs().max())
+            assert difference < 1e-4, f"layer {index}: {what} differs by {difference}, should be the batches' average"
+        assert norm.momentum == 0.1, f"layer {index}: momentum {norm.momentum}, should be 0.1 as before"
+    for name, value in model.named_parameters():
+        assert torch.equal(value, parameters[name]), f"{name} changed, should stay"
+    modes = {module.training for module in model.modules()}
+    assert modes == {False}, f"training is {modes}, should be as before"
+
+
+def mutant_moving_average(model, batches):
+    model.train()
+    for inputs in batches:
+        model(*inputs)
+    model.eval()
+
+
+def mutant_does_not_reset(model, batches):
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.num_batches_tracked.fill_(4)
+        norm.train()
+    with torch.no_grad():
+        for inputs in batches:
+            model(*inputs)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()
+
+
+def mutant_first_batch_only(model, batches):
+    recalibrate(model, batches[:1])
+
+
+def mutant_leaves_momentum(model, batches):
+    recalibrate(model, batches)
+    model[0][1].momentum = None
+
+
+def mutant_leaves_norms_training(model, batches):
+    recalibrate(model, batches)
+    model[1][1].train()
+
+
+def mutant_learns_a_little(model, batches):
+    recalibrate(model, batches)
+    with torch.no_grad():
+        model[0][1].weight.mul_(1.0001)
+
+
+def test_statistics_are_the_average_of_the_batches():
+    check_statistics(recalibrate)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        mutant_moving_average,
+        mutant_does_not_reset,
+        mutant_first_batch_only,
+        mutant_leaves_momentum,
+        mutant_leaves_norms_training,
+        mutant_learns_a_little,
+    ],
+)
+def test_check_statistics_rejects(mutant):
+    with pytest.raises(AssertionError, match="should"):
+        check_statistics(mutant)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(None, 4), (Number(3), 3), (Number(99), 4)])
+def test_bn_recalibrate_level_is_the_number_of_batches(level, expected):
+    model, sizes = tiny_model(), []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    BnRecalibrate(batch=16).run(model, level, (), context(train=split_of(70)))
+    assert sizes == [16] * expected, f"batches of {sizes}, should be {expected} of 16"
+    tracked = int(model[0][1].num_batches_tracked)
+    assert tracked == expected, f"{tracked} batches tracked, should be {expected}"
+
+
+def test_bn_recalibrate_draws_without_replacement():
+    seen = []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda module, inputs: seen.extend(image.numpy().tobytes() for image in inputs[0]))
+    BnRecalibrate(batch=16).run(model, None, (), context())
+    assert len(set(seen)) == len(seen) == 64, f"{len(set(seen))} different of {len(seen)}, should be all 64 once"
+
+
+def test_a_model_without_batch_norm_stays_as_it_is():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    before = state(model)
+    BnRecalibrate().run(model, None, (), context())
+    assert torch.equal(state(model), before), "the model changed, should stay"
+
+
+def test_a_model_that_fails_keeps_its_momenta_and_modes():
+    model = tiny_model()
+    with pytest.raises(RuntimeError):
+        recalibrate(model, [(torch.zeros(4, 3, 8, 8),)])
+    found = (model[0][1].momentum, model[0][1].training)
+    assert found == (0.1, False), f"momentum and training {found}, should be (0.1, False) as before"
+
+
+def test_keep_pruned_is_let_go():
+    """After a step nothing holds the masks: the user may train the model densely again."""
+    model, plan = masked_model()
+    Finetune().run(model, Number(1), (plan,), context())
+    config = TrainConfig(epochs=1, batch=16, lr=0.1)
+    train_epoch(model, split_of(), make_optimizer(model, config), config, 0)
+    revived = sum(int(model.get_parameter(name)[~mask].count_nonzero()) for name, mask in plan.masks.items())
+    assert revived > 0, f"{revived} weights revived, should be some: the step is over"
