@@ -6,28 +6,8 @@ import itertools
 
 from torch import Tensor, nn
 
-from pruning_bench.errors import UnknownNameError, closest
+from pruning_bench.models.activations import make_activation
 from pruning_bench.models.contract import reference_model
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-}
-
-
-def make_activation(name: str) -> nn.Module:
-    """A fresh activation module; raises `UnknownNameError`.
-
-    Example:
-        >>> make_activation("relu")
-        ReLU()
-    """
-    if name not in ACTIVATIONS:
-        raise UnknownNameError("activation", repr(name), closest(name, ACTIVATIONS))
-    return ACTIVATIONS[name]()
 
 
 class ImageClassifier(nn.Module):
@@ -74,7 +54,7 @@ def image_classifier(
     Args:
         num_classes: width of the output.
         in_channels: 1 for grey, 3 for colour.
-        activation: one of `ACTIVATIONS`.
+        activation: one of `models.activations.ACTIVATIONS`.
         dropout: share of the 512 hidden units dropped in training, in [0, 1).
     Example:
         >>> import torch

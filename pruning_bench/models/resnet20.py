@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pruning_bench.models.activations import make_activation
 from pruning_bench.models.contract import reference_model
-from pruning_bench.models.image_classifier import make_activation
 
 WIDTHS = (16, 32, 64)
 BLOCKS = 3
@@ -79,7 +79,7 @@ def resnet20(*, num_classes: int = 10, in_channels: int = 1, activation: str = "
     Args:
         num_classes: width of the output.
         in_channels: 1 for grey, 3 for colour.
-        activation: one of `image_classifier.ACTIVATIONS`.
+        activation: one of `models.activations.ACTIVATIONS`.
     Example:
         >>> import torch
         >>> resnet20()(torch.zeros(2, 1, 32, 32)).shape

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from pruning_bench.errors import UnknownNameError
+from pruning_bench.models.activations import ACTIVATIONS
 from pruning_bench.models.contract import build_model
-from pruning_bench.models.image_classifier import ACTIVATIONS, image_classifier
+from pruning_bench.models.image_classifier import image_classifier
 from pruning_bench.models.resnet20 import BasicBlock, resnet20
 
 NAMES = ("image_classifier", "resnet20")
