@@ -201,13 +201,16 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
     if unknown := sorted(set(row) - set(names)):
         raise RecordError(WHO, f"unknown field {unknown[0]!r}", f"one of {', '.join(names)}", where)
     try:
-        lists = {"profiles": tuple(map(str, row.get("profiles", ())))}
-        line = BaselineLine(**{**row, **lists})
+        line = BaselineLine(**{**row, "profiles": tuple(row.get("profiles", ()))})
         numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes)]
     except (TypeError, ValueError) as problem:
         raise RecordError(WHO, str(problem), "a line of a baseline", where) from None
     if wrong := next((n for n in _TEXT if not isinstance(getattr(line, n), str)), None):
         raise RecordError(WHO, f"{wrong} {getattr(line, wrong)!r}", "text", where)
+    if isinstance(row.get("profiles"), str) or not all(isinstance(name, str) for name in line.profiles):
+        raise RecordError(WHO, f"profiles {row.get('profiles')!r}", "a list of names", where)
+    if not isinstance(line.trains, bool) or not isinstance(line.processes, int):
+        raise RecordError(WHO, f"trains {line.trains!r}, processes {line.processes!r}", "true or false, a count", where)
     if line.rule not in rules or line.better not in get_args(Better):
         found = f"rule {line.rule!r}, better {line.better!r}"
         raise RecordError(WHO, found, f"rule {' or '.join(rules)}, better {' or '.join(get_args(Better))}", where)

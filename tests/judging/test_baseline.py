@@ -121,6 +121,9 @@ TIMED = (
         pytest.param(GOOD.replace("1,", '"one",'), "one", id="text for a number"),
         pytest.param(GOOD.replace('"B"', "3"), "unit 3", id="number for a text"),
         pytest.param(GOOD.replace("}", ', "vector": "3:x"}'), "vector", id="damaged vector"),
+        pytest.param(GOOD.replace("}", ', "profiles": "ci"}'), "profiles 'ci'", id="one profile for a list"),
+        pytest.param(GOOD.replace("}", ', "profiles": 3}'), "int", id="number for a list"),
+        pytest.param(GOOD.replace("}", ', "trains": "no"}'), "trains 'no'", id="text for a truth"),
         pytest.param(GOOD + "\n" + GOOD, "twice", id="duplicate"),
     ],
 )

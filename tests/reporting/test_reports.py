@@ -1,0 +1,374 @@
+"""Rows and the three ways to show them: nothing crashes on what is absent, and what is claimed is what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning_bench.judging.acceptance import accept
+from pruning_bench.judging.baseline import Baseline
+from pruning_bench.judging.gate import judge_run
+from pruning_bench.judging.vectors import pack
+from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
+from pruning_bench.reporting import rows as module
+from pruning_bench.reporting.as_json import to_json
+from pruning_bench.reporting.markdown import to_markdown
+from pruning_bench.reporting.rows import Row, paper_claim, rows_of
+from pruning_bench.reporting.tables import case_tables, headline, preamble, verdict_tables
+from pruning_bench.reporting.terminal import to_terminal
+
+HERE = Environment({"cpu": "Some CPU", "cores": "2", "torch": "2.14.1", "onnxruntime": "1.22.0", "threads": "1"})
+LONGEST = "l1_filter:0.5+finetune:2+static:w8a8"
+RECIPES = {"dense": (1.0, 1.0, 1.0), "magnitude:0.9": (1.0, 0.1, 1.0), LONGEST: (0.07, 0.25, 0.15)}
+N = 1000
+
+
+def measured(case, lost=0, slow=1.0, processes=1, error=0.003):
+    recipe = case.split("/")[1]
+    size, macs, time = RECIPES[recipe]
+    bits = np.arange(N) % 10 != 0
+    bits[np.flatnonzero(bits)[:lost]] = False
+    samples = (math.log(time * slow),) * processes
+
+    def record(metric, value, unit, better, rule, **fields):
+        return Measurement(case, metric, value, unit, better, rule, **fields)
+
+    return (
+        record("top1", float(bits.mean()), "1", "higher", "paired", vector=pack(bits)),
+        record("loss", 0.3, "1", "lower", "shown"),
+        record("bytes", 1.1e6 * size, "B", "lower", "exact"),
+        record("macs", 41e6 if recipe != LONGEST else 41e6 * macs, "MAC", "lower", "exact"),
+        record("macs_effective", 41e6 * macs, "MAC", "lower", "exact"),
+        record("latency", 1.2e-3 * time, "s", "lower", "shown"),
+        record("anchor_latency", 1.2e-3, "s", "lower", "canary"),
+        record("relative_time", time * slow, "1", "lower", "speed", samples=samples, errors=(error,) * processes),
+        record("strongest_ratio", 2 * time, "1", "lower", "shown", detail={"strongest": "onnxruntime/dense"}),
+        record("twin", 1.0, "1", "neither", "control", detail={"holds": True}),
+    )
+
+
+def case_id(recipe, runtime="eager", model="image_classifier", suffix=""):
+    return f"{model}-fashion_mnist/{recipe}/{runtime}{suffix}"
+
+
+CASES = tuple(case_id(recipe, runtime) for recipe in RECIPES for runtime in ("eager", "onnxruntime"))
+
+
+def make_run(measurements, cases=CASES, states=()):
+    known = {status.case_id: status for status in states}
+    return Run(
+        "20260101-000000-ci", "2026-01-01T00:00:00", "ci", HERE,
+        tuple(known.get(c, CaseStatus(c, "ran", trains="finetune" in c)) for c in cases), tuple(measurements),
+    )  # fmt: skip
+
+
+WHOLE = make_run([m for c in CASES for m in measured(c)])
+BASELINE = accept(Baseline(), make_run([m for c in CASES for m in measured(c, processes=5)]), reason="first")
+
+
+def rows_by_case(run, baseline=BASELINE):
+    return {row.case_id: row for row in rows_of(run, judge_run(run, baseline), baseline)}
+
+
+# rows
+
+
+def check_row_of_a_compressed_case(rows_of):
+    rows = {row.case_id: row for row in rows_of(WHOLE, judge_run(WHOLE, BASELINE), BASELINE)}
+    row = rows[case_id(LONGEST, "onnxruntime")]
+    found = (row.model, row.dataset, row.recipe, row.runtime, row.settings, row.outcome)
+    assert found == ("image_classifier", "fashion_mnist", LONGEST, "onnxruntime", "", "PASS"), f"{found}"
+    numbers = {
+        "top1": 0.9, "top1_change": 0.0, "bytes": 77e3, "compression": 1 / 0.07, "macs": 10.25e6, "macs_share": 0.25,
+        "latency": 0.18e-3, "speedup": 1 / 0.15, "strongest_speedup": 1 / 0.3,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        assert getattr(row, name) == pytest.approx(value), f"{name}={getattr(row, name)}, should be {value}"
+    assert row.speedup_low < row.speedup < row.speedup_high, f"{row}"
+    assert row.strongest == "onnxruntime/dense", f"{row}"
+    assert list(rows) == list(CASES), "not in the order of the grid"
+
+
+def test_row_of_a_compressed_case():
+    check_row_of_a_compressed_case(rows_of)
+
+
+def _each(change):
+    return lambda *a: tuple(change(row) for row in rows_of(*a))
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(_each(lambda r: replace(r, speedup=1 / r.speedup)), id="time for speed"),
+        pytest.param(_each(lambda r: replace(r, compression=1 / r.compression)), id="inverse compression"),
+        pytest.param(_each(lambda r: replace(r, top1_change=r.top1)), id="change without dense"),
+        pytest.param(_each(lambda r: replace(r, speedup_low=r.speedup_high)), id="no interval"),
+        pytest.param(_each(lambda r: replace(r, strongest_speedup=r.speedup)), id="only the weak anchor"),
+        pytest.param(lambda *a: tuple(sorted(rows_of(*a), key=lambda r: r.recipe)), id="sorted"),
+    ],
+)
+def test_row_bites(mutant):
+    with pytest.raises(AssertionError):
+        check_row_of_a_compressed_case(mutant)
+
+
+def test_change_is_to_dense_on_the_same_runtime():
+    lost = {case_id("dense", "onnxruntime"): 100, case_id(LONGEST, "onnxruntime"): 110}
+    run = make_run([m for c in CASES for m in measured(c, lost=lost.get(c, 0))])
+    rows = rows_by_case(run)
+    assert rows[case_id(LONGEST, "onnxruntime")].top1_change == pytest.approx(-0.01), "not to its own dense"
+    assert rows[case_id(LONGEST, "eager")].top1_change == pytest.approx(0.0), "not to its own dense"
+    part = make_run(
+        [m for c in CASES if c != case_id("dense", "onnxruntime") for m in measured(c, lost=lost.get(c, 0))]
+    )
+    change = rows_by_case(part)[case_id(LONGEST, "onnxruntime")].top1_change
+    assert change == pytest.approx(-0.11), f"{change}: without its own, another dense of the same model"
+
+
+def test_seeds_are_one_row():
+    cases = [case_id(LONGEST, suffix=s) for s in ("", "-s1", "-s2")]
+    run = make_run([m for i, c in enumerate(cases) for m in measured(c, lost=30 * i)], cases)
+    rows = rows_by_case(run, Baseline())
+    assert list(rows) == cases[:1], f"{list(rows)}"
+    row = rows[cases[0]]
+    assert (row.seeds, row.top1) == (3, pytest.approx(0.87)), f"{row}"
+
+
+def test_settings_are_told():
+    case = case_id("dense", suffix="-cuda-t2-b64")
+    row = rows_by_case(make_run(measured(case), [case]), Baseline())[case]
+    assert (row.runtime, row.settings) == ("eager", "cuda t2 b64"), f"{row}"
+
+
+def check_interval_knows_the_spread(rows_of):
+    """One process believes its own error; the baseline's spread between processes is in the interval."""
+    baseline = {k: replace(line, spread=0.02) for k, line in BASELINE.times[HERE.key].lines.items()}
+    known = Baseline(BASELINE.portable, {HERE.key: replace(BASELINE.times[HERE.key], lines=baseline)})
+    report = judge_run(WHOLE, known)
+    row = rows_of(WHOLE, report, known)[0]
+    assert row.speedup_high - row.speedup_low > 0.1, f"{row}"
+
+
+def test_interval_knows_the_spread():
+    check_interval_knows_the_spread(rows_of)
+
+
+def test_interval_bites():
+    with pytest.raises(AssertionError):
+        check_interval_knows_the_spread(lambda run, report, known: rows_of(run, report))
+
+
+# what MACs promise and time does not keep
+
+
+def check_paper_claim(claim):
+    def of(share, low, high):
+        return claim(Row("", "", "", "", "", macs_share=share, speedup=1.0, speedup_low=low, speedup_high=high))
+
+    assert of(0.1, 0.98, 1.02) == "removes 90 % of the MACs on paper and none of the time", of(0.1, 0.98, 1.02)
+    assert of(0.5, 1.0, 1.04) == "removes 50 % of the MACs on paper and none of the time", of(0.5, 1.0, 1.04)
+    assert of(0.1, 0.7, 0.9) == "removes 90 % of the MACs on paper and takes more time", of(0.1, 0.7, 0.9)
+    assert "no time that this run can prove" in of(0.1, 0.9, 2.0), of(0.1, 0.9, 2.0)
+    assert of(0.1, 1.5, 1.6) == "", "a real speed-up"
+    assert of(0.6, 0.98, 1.02) == "", "hardly any MACs removed"
+    assert of(None, 0.98, 1.02) == "", "no MACs counted"
+    assert claim(Row("", "", "", "", "", macs_share=0.1)) == "", "no time measured"
+
+
+def test_paper_claim():
+    check_paper_claim(paper_claim)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(lambda row: "", id="silent"),
+        pytest.param(lambda row: paper_claim(replace(row, macs_share=0.1)), id="share ignored"),
+        pytest.param(lambda row: paper_claim(replace(row, speedup_high=1.0)), id="wide intervals prove none"),
+        pytest.param(
+            lambda row: paper_claim(replace(row, speedup_low=min(row.speedup_low or 9, 1))), id="speed-ups ignored"
+        ),
+    ],
+)
+def test_paper_claim_bites(mutant):
+    with pytest.raises((AssertionError, TypeError)):
+        check_paper_claim(mutant)
+
+
+def test_a_mask_says_so_in_every_format():
+    report = judge_run(WHOLE, BASELINE)
+    rows = rows_of(WHOLE, report, BASELINE)
+    words = "removes 90 % of the MACs on paper and none of the time"
+    for text in (to_terminal(WHOLE, report, rows), to_markdown(WHOLE, report, rows), to_json(WHOLE, report, rows)):
+        assert words in text, f"not told in {text[:80]!r}"
+
+
+# anything may be absent
+
+
+@given(
+    kept=st.sets(st.integers(0, 59)),
+    states=st.lists(
+        st.sampled_from(["ran", "ran", "skipped", "error", "deselected", "not_run"]), min_size=6, max_size=6
+    ),
+    baseline=st.sampled_from([Baseline(), BASELINE]),
+    interrupted=st.booleans(),
+)
+def test_any_part_of_a_run_is_shown(kept, states, baseline, interrupted):
+    statuses = [CaseStatus(c, s, "no | reason\nat all", ("top1",)) for c, s in zip(CASES, states, strict=True)]
+    run = replace(make_run([m for i, m in enumerate(WHOLE.measurements) if i in kept], states=statuses))
+    run = replace(run, interrupted=interrupted)
+    report = judge_run(run, baseline)
+    rows = rows_of(run, report, baseline)
+    shown = {c for c, s in zip(CASES, states, strict=True) if s in ("ran", "skipped", "error")}
+    shown |= {m.case_id for m in run.measurements}
+    assert {row.case_id for row in rows} == shown, f"{[r.case_id for r in rows]}, should be {shown}"
+    text = to_terminal(run, report, rows)
+    assert "None" not in text, text
+    assert "nan" not in text, text
+    for line in to_markdown(run, report, rows).splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") in (12, 9), f"cells torn apart: {line}"
+    document = json.loads(to_json(run, report, rows))
+    assert len(document["rows"]) == len(rows), "rows lost"
+    assert document["exit_status"] == report.exit_status, f"{document['exit_status']}"
+
+
+def test_a_case_of_nobodys_grid_is_shown():
+    run = make_run([replace(m, case_id="mine | own") for m in measured(CASES[0])], ["mine | own"])
+    report = judge_run(run, Baseline())
+    rows = rows_of(run, report)
+    assert "mine | own" in to_terminal(run, report, rows)
+    assert "mine \\| own" in to_markdown(run, report, rows)
+
+
+# the words above the tables
+
+
+def test_headline_tells_the_verdict():
+    assert headline(judge_run(WHOLE, BASELINE)) == "passed: 42 PASS", headline(judge_run(WHOLE, BASELINE))
+    failing = make_run([m for c in CASES for m in measured(c, lost=50 if c == CASES[0] else 0)])
+    assert headline(judge_run(failing, BASELINE)).startswith("FAILED: 1 REGRESSED, "), "not told"
+    assert headline(judge_run(replace(WHOLE, interrupted=True), BASELINE)).startswith("not judged"), "not told"
+    broken = replace(WHOLE.measurements[9], detail={"holds": False, "why": "x"})
+    invalid = replace(WHOLE, measurements=(*WHOLE.measurements[:9], broken, *WHOLE.measurements[10:]))
+    assert headline(judge_run(invalid, BASELINE)).startswith("INVALID: "), "not told"
+    assert headline(judge_run(make_run([], []), Baseline())) == "passed: nothing to judge"
+
+
+def check_new_machine_hint(preamble):
+    report = judge_run(WHOLE, Baseline())
+    [hint] = [line for line in preamble(WHOLE, report, rows_of(WHOLE, report)) if "accept" in line]
+    assert hint == (
+        "6 timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
+        'pruning-bench accept 20260101-000000-ci --times --reason "..."'
+    ), hint
+    known = judge_run(WHOLE, BASELINE)
+    assert not any("accept" in line for line in preamble(WHOLE, known, ())), "a hint without need"
+
+
+def test_new_machine_hint():
+    check_new_machine_hint(preamble)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(lambda run, report, rows: [headline(report)], id="silent"),
+        pytest.param(lambda run, report, rows: preamble(run, judge_run(run, Baseline()), rows), id="always"),
+    ],
+)
+def test_new_machine_hint_bites(mutant):
+    with pytest.raises((AssertionError, ValueError)):
+        check_new_machine_hint(mutant)
+
+
+def test_a_single_process_is_told():
+    report = judge_run(WHOLE, BASELINE)
+    assert any("single process" in line for line in preamble(WHOLE, report, rows_of(WHOLE, report)))
+    many = make_run([m for c in CASES for m in measured(c, processes=3)])
+    lines = preamble(many, judge_run(many, BASELINE), rows_of(many, judge_run(many, BASELINE)))
+    assert not any("single process" in line for line in lines), f"{lines}"
+
+
+def test_the_failing_come_first_with_all_that_explains_them():
+    run = make_run([m for c in CASES for m in measured(c, lost=50 if c == CASES[2] else 0)])
+    report = judge_run(run, BASELINE)
+    table = verdict_tables(report)[0]
+    [cells] = table.cells
+    assert cells[:6] == [
+        "REGRESSED [1]",
+        "top1",
+        "0.9000 -> 0.8500",
+        "-5.00 pp [-6.86, -3.62] pp",
+        "0.20 pp",
+        "0.80 pp",
+    ]
+    assert cells[6:] == ["1000", CASES[2]], f"{cells}"
+    assert table.notes == ["[1] lost 50 (1, 2, 3, 4, 5, ...), gained 0"], f"{table.notes}"
+    text = to_terminal(run, report, rows_of(run, report))
+    assert text.index("REGRESSED [1]") < text.index("image_classifier on fashion_mnist"), "after the table"
+
+
+def test_inconclusive_tells_what_it_could_have_seen():
+    run = make_run([m for c in CASES for m in measured(c, slow=1.02, error=0.02)])
+    report = judge_run(run, BASELINE)
+    [table] = verdict_tables(report)
+    assert table.title == "inconclusive", table.title
+    assert len(table.cells) == 6, f"{table.cells}"
+    assert all(cells[5].endswith(" %") for cells in table.cells), "no smallest effect"
+    row = next(r for r in rows_of(run, report) if r.case_id == CASES[0])
+    assert row.outcome == Outcome.INCONCLUSIVE.value, f"{row}"
+    assert "could have seen" in row.note, row.note
+
+
+def check_width(run, report, rows):
+    text = to_terminal(run, report, rows)
+    table = text[text.index("recipe") :]
+    widest = max(len(line) for line in table.splitlines() if not line.startswith("["))
+    assert widest <= 160, f"{widest} columns"
+
+
+def test_the_table_fits_160_columns():
+    lost = {CASES[0]: 50}
+    run = make_run([m for c in CASES for m in measured(c, lost=lost.get(c, 0), slow=1.02, error=0.02)])
+    report = judge_run(run, BASELINE)
+    check_width(run, report, rows_of(run, report, BASELINE))
+
+
+def test_width_bites(monkeypatch):
+    report = judge_run(WHOLE, BASELINE)
+    wide = [replace(row, recipe=row.recipe * 3) for row in rows_of(WHOLE, report, BASELINE)]
+    with pytest.raises(AssertionError):
+        check_width(WHOLE, report, wide)
+
+
+def test_one_table_for_each_model():
+    cases = [case_id("dense", model=m) for m in ("resnet20", "image_classifier")]
+    run = make_run([m for c in cases for m in measured(c)], cases)
+    titles = [t.title for t in case_tables(rows_of(run, judge_run(run, Baseline())))]
+    assert titles == ["resnet20 on fashion_mnist", "image_classifier on fashion_mnist"], f"{titles}"
+
+
+def test_json_holds_numbers_in_their_units():
+    report = judge_run(WHOLE, BASELINE)
+    document = json.loads(to_json(WHOLE, report, rows_of(WHOLE, report)))
+    assert (document["schema"], document["kind"], document["environment"]["key"]) == (1, "report", HERE.key)
+    row = document["rows"][0]
+    assert (row["latency"], row["bytes"], row["top1"]) == (1.2e-3, 1.1e6, 0.9), f"{row}"
+    assert {v["outcome"] for v in document["verdicts"]} == {"PASS"}, "outcomes"
+
+
+def test_a_failing_verdict_decides_the_row(monkeypatch):
+    run = make_run([m for c in CASES for m in measured(c, lost=50 if c == CASES[0] else 0)])
+    assert rows_by_case(run)[CASES[0]].outcome == "REGRESSED", "the worst verdict is not the row's"
+    monkeypatch.setattr(module, "min", max, raising=False)
+    with pytest.raises(AssertionError):
+        assert rows_by_case(run)[CASES[0]].outcome == "REGRESSED"
