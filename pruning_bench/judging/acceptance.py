@@ -12,7 +12,7 @@ from pruning_bench.judging import controls, vectors
 from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
-from pruning_bench.judging.statistics import Processes
+from pruning_bench.judging.processes import Processes
 from pruning_bench.records import Measurement, Run, merge
 
 Scope = Literal["portable", "times", "all"]

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from pruning_bench.errors import RecordError
 from pruning_bench.judging import vectors
-from pruning_bench.judging.statistics import Processes
+from pruning_bench.judging.processes import Processes
 from pruning_bench.records import SCHEMA, Better, Environment, Rule, read_lines, write_atomically
 
 PORTABLE: tuple[Rule, ...] = ("exact", "paired")
@@ -32,7 +32,7 @@ class BaselineLine:
     Args:
         case_id, metric, unit, better, rule, fingerprint, vector: as in `Measurement`.
         value: the number; for rule "speed" exp of the mean log ratio over processes.
-        spread, within, processes: for rule "speed", in log ratios: see `statistics.Processes`.
+        spread, within, processes: for rule "speed", in log ratios: see `processes.Processes`.
         trains: the case's recipe trains, so that the seed is the unit of its accuracy.
         profiles: the profiles that yield the case, sorted.
         reason, run: why and from which run it was accepted.

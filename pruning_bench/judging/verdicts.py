@@ -10,12 +10,11 @@ from pruning_bench.errors import PruningBenchError, RecordError
 from pruning_bench.judging import controls, vectors
 from pruning_bench.judging.baseline import PORTABLE, BaselineLine
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.processes import Processes, process_difference
 from pruning_bench.judging.statistics import (
     Estimate,
-    Processes,
     drop_interval,
     mcnemar_midp,
-    process_difference,
     smallest_drop,
     smallest_effect,
 )

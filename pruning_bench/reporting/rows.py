@@ -10,7 +10,7 @@ from pruning_bench.judging.baseline import Baseline
 from pruning_bench.judging.case_ids import case_of, group_of
 from pruning_bench.judging.gate import Report
 from pruning_bench.judging.policy import Policy
-from pruning_bench.judging.statistics import Processes, process_mean
+from pruning_bench.judging.processes import Processes, process_mean
 from pruning_bench.judging.verdicts import Verdict
 from pruning_bench.records import Measurement, Run, merge
 from pruning_bench.reporting.verdict_text import explained

@@ -14,7 +14,7 @@ from pruning_bench.reporting.verdict_text import delta_format, interval, size
 
 HEADINGS = (
     "recipe", "runtime", "top-1", "change", "size", "smaller", "MACs",
-    "latency", "speed-up vs dense", "strongest", "outcome",
+    "latency", "speed-up", "strongest", "outcome",
 )  # fmt: skip
 ALIGN = ("left", "left", *["right"] * 6, "left", "right", "left")
 VERDICT_HEADINGS = ("outcome", "metric", "baseline -> now", "delta", "margin", "could see", "n", "case")
@@ -47,18 +47,24 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     lines = [headline(report), f"run {run.id}, profile {run.profile}"]
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
     if report.tested:
-        lines.append(
-            f"{report.tested} accuracies and speeds tested together (Holm): the chance that unchanged code fails them is "
-            f"at most {text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)}"
-        )
+        chance = text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)
+        words = "accuracies and speeds tested together (Holm): the chance that unchanged code fails them is at most"
+        lines.append(f"{report.tested} {words} {chance}")
     if report.new_times:
         lines.append(
             f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
             f'pruning-bench accept {run.id} --times --reason "..."'
         )
-    strongest = sorted({f"{row.strongest} for {row.model}" for row in rows if row.strongest})
+    if any(row.speedup is not None for row in rows):
+        sure = text.percent(report.policy.confidence, 0)
+        lines.append(f"speed-up: time of the dense model on the same runtime / time, with its {sure} interval")
+    strongest: dict[str, list[str]] = {}
+    for row in rows:
+        if row.strongest and row.model not in strongest.setdefault(row.strongest, []):
+            strongest[row.strongest].append(row.model)
     if strongest:
-        lines.append(f"strongest dense model here: {', '.join(strongest)}")
+        which = "; ".join(f"{name} for {', '.join(models)}" for name, models in sorted(strongest.items()))
+        lines.append(f"strongest: the same against the strongest dense model here, {which}")
     if any(row.processes == 1 for row in rows):
         lines.append("a speed-up from a single process: other processes may differ by more than its interval says")
     return lines

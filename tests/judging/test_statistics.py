@@ -14,7 +14,6 @@ from scipy import optimize, stats
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.judging.statistics import (
     Estimate,
-    Processes,
     block_bootstrap,
     bootstrap_error,
     bootstrap_interval,
@@ -22,9 +21,6 @@ from pruning_bench.judging.statistics import (
     holm,
     mcnemar_midp,
     paired_mean,
-    process_difference,
-    process_mean,
-    processes_needed,
     q10_log_ratio,
     smallest_drop,
     smallest_effect,
@@ -136,81 +132,6 @@ def test_bootstrap_is_seeded():
     assert one.shape == (20,), f"{one.shape=}"
 
 
-# processes
-
-
-def check_process_interval(difference, now_count, then_count, within):
-    """Each bound errs in about 1 % of unchanged comparisons, however few processes tell of the spread."""
-    generator = np.random.default_rng(5)
-    sims, spread = 4000, 0.015
-    sd = math.hypot(spread, within)
-    now = generator.normal(0, sd, (sims, now_count))
-    then = generator.normal(0, sd, (sims, then_count))
-    errors_now, errors_then = (within,) * now_count, (within,) * then_count
-    above = 0
-    for a, b in zip(now, then, strict=True):
-        estimate = difference(Processes.of(a.tolist(), errors_now), Processes.of(b.tolist(), errors_then))
-        above += estimate.interval(CONFIDENCE)[0] > 0
-    assert 0.004 < above / sims < 0.015, f"{above} of {sims} unchanged lie above the interval's lower bound"
-
-
-@pytest.mark.parametrize(("now_count", "then_count", "within"), [(1, 5, 0.0), (3, 5, 0.0), (1, 10, 0.0), (3, 5, 0.005)])
-def test_process_interval_is_calibrated(now_count, then_count, within):
-    check_process_interval(process_difference, now_count, then_count, within)
-
-
-def _known_spread(now, then):
-    estimate = process_difference(now, then)
-    return Estimate(estimate.value, estimate.error)
-
-
-def _baseline_taken_as_exact(now, then):
-    return process_difference(now, Processes(10**6, then.centre, then.spread, then.within))
-
-
-def _spread_ignored(now, then):
-    return process_difference(Processes(now.count, now.centre), Processes(then.count, then.centre))
-
-
-def _counted_twice(now, then):
-    estimate = process_difference(now, then)
-    return Estimate(estimate.value, 2 * estimate.error, estimate.freedom)
-
-
-MUTANT_DIFFERENCES = [_known_spread, _baseline_taken_as_exact, _spread_ignored, _counted_twice]
-
-
-@pytest.mark.parametrize("mutant", MUTANT_DIFFERENCES, ids=lambda m: m.__name__.strip("_"))
-def test_process_interval_bites(mutant):
-    with pytest.raises(AssertionError):
-        check_process_interval(mutant, 1, 5, 0.0)
-
-
-@given(
-    samples=st.lists(st.floats(-1, 1), min_size=2, max_size=6),
-    others=st.lists(st.floats(-1, 1), min_size=2, max_size=6),
-)
-def test_process_difference_is_the_two_sample_t(samples, others):
-    assume(np.ptp(samples) > 1e-3 and np.ptp(others) > 1e-3)
-    estimate = process_difference(Processes.of(samples), Processes.of(others))
-    expected = stats.ttest_ind(samples, others, alternative="greater")
-    assert estimate.p_above(0.0) == pytest.approx(expected.pvalue, abs=1e-9), f"{estimate=}, scipy {expected}"
-
-
-def test_process_mean_uses_the_spread_that_is_known():
-    alone = process_mean(Processes(1, 0.0, within=0.002))
-    known = process_mean(Processes(1, 0.0, within=0.002), Processes(5, 1.0, spread=0.01, within=0.002))
-    assert alone == Estimate(0.0, 0.002), f"{alone=}"
-    assert known.error == pytest.approx(0.01), f"{known=}"
-    assert (known.value, known.freedom) == (0.0, 4), f"{known=}"
-
-
-@pytest.mark.parametrize("samples", [(), (math.nan,), (0.1, math.inf)])
-def test_processes_refuse_what_is_no_sample(samples):
-    with pytest.raises(PruningBenchError, match="processes"):
-        Processes.of(samples)
-
-
 def test_smallest_effect_is_seen_with_the_power_it_names():
     generator = np.random.default_rng(9)
     error, margin, freedom = 0.01, 0.03, 4
@@ -221,33 +142,6 @@ def test_smallest_effect_is_seen_with_the_power_it_names():
     assert seen > 0.87, f"an effect of {effect:.4f} is seen with {seen:.1%}"
     smaller = np.mean(found - effect + margin - stats.t.ppf(0.99, freedom) * scale > margin)
     assert smaller < 0.015, f"an effect of the margin is seen with {smaller:.1%}"
-
-
-def check_processes_needed(needed):
-    generator = np.random.default_rng(13)
-    spread, margin = 0.015, 0.045
-    count = needed(Processes(5, 0.0, spread), margin, CONFIDENCE, 0.9)
-    assert count is not None, "an answer"
-    passed = []
-    for _ in range(2000):
-        then = Processes.of(generator.normal(0, spread, 5).tolist())
-        now = Processes.of(generator.normal(0, spread, count).tolist())
-        passed.append(process_difference(now, then).interval(CONFIDENCE)[1] <= 3 * then.spread)
-    assert 0.75 < np.mean(passed) < 0.97, f"{count} processes prove {np.mean(passed):.0%}, 90 % were meant"
-    assert count <= 8, f"{count} processes are more than it takes"
-
-
-def test_processes_needed_prove_most_unchanged_cases():
-    check_processes_needed(processes_needed)
-    assert processes_needed(Processes(2, 0.0, 0.05), 0.03, CONFIDENCE, 0.9) is None, "too poor a baseline"
-
-
-@pytest.mark.parametrize(
-    "mutant", [pytest.param(lambda *a: 1, id="one will do"), pytest.param(lambda *a: 30, id="thirty to be sure")]
-)
-def test_processes_needed_bites(mutant):
-    with pytest.raises(AssertionError):
-        check_processes_needed(mutant)
 
 
 # accuracy
