@@ -1,0 +1,395 @@
+"""Every check rejects the mutants named after what they do wrong."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from pruning_bench.conformance import plan_checks, pruning_checks
+from pruning_bench.conformance.runner import check_method, checks_for, label, parametrize_with_checks
+from pruning_bench.conformance.strategies import Subject, small_subjects
+from pruning_bench.contracts import Context
+from pruning_bench.errors import ModelError, PluginError
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
+from pruning_bench.pruning.masks import keep_largest, keep_pruned, prunable, select_global
+from pruning_bench.pruning.methods.l1_filter import L1Filter
+from pruning_bench.pruning.methods.magnitude import Magnitude
+from pruning_bench.pruning.methods.random import Random
+from pruning_bench.training.contract import StepTags
+
+ELEMENT, CHANNEL = PruningTags(structure="element"), PruningTags(structure="channel")
+Planner = Callable[[nn.Module, float, Context], Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A method whose `plan` is a function."""
+
+    planner: Planner
+    tags: Any = ELEMENT
+    name: str = "mutant"
+
+    def plan(self, model: nn.Module, level: float, context: Context) -> Any:
+        return self.planner(model, level, context)
+
+
+def good(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return Magnitude().plan(model, level, context)
+
+
+def changed(plan: MaskPlan, name: str | None = None) -> MaskPlan:
+    """One more weight removed."""
+    name = name or next(reversed(plan.masks))
+    mask = plan.masks[name].clone()
+    if mask.any():
+        mask.view(-1)[mask.view(-1).nonzero()[0]] = False
+    return MaskPlan({**plan.masks, name: mask})
+
+
+def prunes_one_more(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return changed(good(model, level, context))
+
+
+def keeps_ties(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    scores = {name: weight.detach().abs() for name, weight in prunable(model, context.example_inputs).items()}
+    flat = torch.cat([score.reshape(-1) for score in scores.values()]).sort().values
+    threshold = flat[int(level * len(flat))]
+    return MaskPlan({name: score >= threshold for name, score in scores.items()})
+
+
+def miscounts_channels(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    plan = L1Filter().plan(model, level, context)
+    return dataclasses.replace(plan, removed={name: (gone + 1, size) for name, (gone, size) in plan.removed.items()})
+
+
+def removes_more_channels(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    return L1Filter().plan(model, min(level + 0.2, 0.9), context)
+
+
+def draws_anew_for_each_level(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    generator = torch.Generator().manual_seed(int(1000 * level))
+    scores = {n: torch.rand(w.shape, generator=generator) for n, w in prunable(model, context.example_inputs).items()}
+    return MaskPlan(select_global(scores, level))
+
+
+def prunes_the_output_layer(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    weights = prunable(model, context.example_inputs, output_layer=True)
+    return MaskPlan(select_global({name: weight.detach().abs() for name, weight in weights.items()}, level))
+
+
+def prunes_biases(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return MaskPlan({n: keep_largest(p.detach().abs(), level) for n, p in model.named_parameters() if "bias" in n})
+
+
+def leaves_a_layer_out(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    masks = dict(good(model, level, context).masks)
+    masks.popitem()
+    return MaskPlan(masks)
+
+
+def cuts_the_output(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    plan = L1Filter().plan(model, level, context)
+    index = torch.tensor([0, 1])
+    dims = {**plan.kept.get("classifier.weight", {}), 0: index}
+    return dataclasses.replace(plan, kept={**plan.kept, "classifier.weight": dims, "classifier.bias": {0: index}})
+
+
+def uses_the_global_generator(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    scores = {name: torch.rand(w.shape) for name, w in prunable(model, context.example_inputs).items()}
+    return MaskPlan(select_global(scores, level))
+
+
+def random_but_ignores_the_seed(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    fixed = dataclasses.replace(context, generator=torch.Generator().manual_seed(3))
+    return Random().plan(model, level, fixed)
+
+
+def random_without_saying_so(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return Random().plan(model, level, context)
+
+
+def masks_in_place(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    plan = good(model, level, context)
+    with torch.no_grad():
+        for name, mask in plan.masks.items():
+            model.get_parameter(name).mul_(mask)
+    return plan
+
+
+def leaves_eval_mode(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    model.eval()
+    return good(model, level, context)
+
+
+def leaves_a_hook(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    model.register_forward_hook(lambda *_: None)
+    return good(model, level, context)
+
+
+def leaves_gradients(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    state = copy.deepcopy(model.state_dict())
+    model(*context.example_inputs).sum().backward()
+    model.load_state_dict(state)
+    return good(model, level, context)
+
+
+def freezes(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    model.requires_grad_(False)
+    return good(model, level, context)
+
+
+def prunes_at_level_zero(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    plan = good(model, level, context)
+    return changed(plan) if level == 0 else plan
+
+
+def rewrites_at_level_zero(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    plan = good(model, level, context)
+    return MaskPlan(plan.masks, {name: model.get_parameter(name).detach() * 1.01 for name in plan.masks})
+
+
+def takes_any_level(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return good(model, min(max(level, 0.0), 0.9) if level == level else 0.0, context)
+
+
+def raises_something_else(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    if not 0 <= level < 1:
+        raise ValueError(level)
+    return good(model, level, context)
+
+
+def takes_nan_for_zero(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    sane = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in sane.parameters():
+            parameter.nan_to_num_(0, 0, 0)
+    return good(sane, level, context)
+
+
+def does_not_name_the_tensor(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    try:
+        return good(model, level, context)
+    except ModelError:
+        raise ModelError("mutant", "bad weights", "good ones") from None
+
+
+def gives_an_empty_plan(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    try:
+        return good(model, level, context)
+    except ModelError:
+        return MaskPlan({})
+
+
+def pairs_wrong_channels(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    plan = L1Filter().plan(model, level, context)
+    index, size = plan.kept["classifier.weight"][1], model.get_parameter("classifier.weight").shape[1]
+    shifted = ((index + 1) % size).sort().values
+    return dataclasses.replace(plan, kept={**plan.kept, "classifier.weight": {1: shifted}})
+
+
+RANDOM = PruningTags(structure="element", random=True)
+METHOD_MUTANTS: list[tuple[str, Planner, PruningTags]] = [
+    ("counts", prunes_one_more, ELEMENT),
+    ("counts", keeps_ties, ELEMENT),
+    ("counts", miscounts_channels, CHANNEL),
+    ("counts", removes_more_channels, CHANNEL),
+    ("nested", draws_anew_for_each_level, ELEMENT),
+    ("covers_only_prunable", prunes_the_output_layer, ELEMENT),
+    ("covers_only_prunable", prunes_biases, ELEMENT),
+    ("covers_only_prunable", leaves_a_layer_out, ELEMENT),
+    ("covers_only_prunable", cuts_the_output, CHANNEL),
+    ("deterministic", uses_the_global_generator, RANDOM),
+    ("deterministic", random_but_ignores_the_seed, RANDOM),
+    ("deterministic", random_without_saying_so, ELEMENT),
+    ("model_unchanged", masks_in_place, ELEMENT),
+    ("model_unchanged", leaves_eval_mode, ELEMENT),
+    ("model_unchanged", leaves_a_hook, ELEMENT),
+    ("model_unchanged", leaves_gradients, ELEMENT),
+    ("model_unchanged", freezes, ELEMENT),
+    ("level_zero_is_identity", prunes_at_level_zero, ELEMENT),
+    ("level_zero_is_identity", rewrites_at_level_zero, ELEMENT),
+    ("bad_levels", takes_any_level, ELEMENT),
+    ("nan_weights", takes_nan_for_zero, ELEMENT),
+    ("nan_weights", does_not_name_the_tensor, ELEMENT),
+    ("nothing_prunable", gives_an_empty_plan, ELEMENT),
+    ("twin", pairs_wrong_channels, CHANNEL),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "planner", "tags"), METHOD_MUTANTS, ids=[f"{check}-{plan.__name__}" for check, plan, _ in METHOD_MUTANTS]
+)
+def test_the_check_rejects(check: str, planner: Planner, tags: PruningTags) -> None:
+    mutant = Mutant(planner, tags)
+    with pytest.raises(AssertionError) as raised:
+        dict(checks_for(mutant))[check](mutant)
+    assert str(raised.value), f"{check} fails without a message"
+
+
+def test_an_error_of_another_type_comes_through_the_check_of_levels() -> None:
+    mutant = Mutant(raises_something_else)
+    with pytest.raises(ValueError, match=r"1\.0"):
+        dict(checks_for(mutant))["bad_levels"](mutant)
+
+
+def plain() -> tuple[Subject, MaskPlan]:
+    subject = small_subjects()[0]
+    return subject, Magnitude().plan(subject.model, 0.5, subject.context())
+
+
+class Once:
+    """Applies the masks now and never again."""
+
+    def __init__(self, model: nn.Module, plans: list[MaskPlan], optimizer: torch.optim.Optimizer) -> None:
+        keep_pruned(model, plans, optimizer).remove()
+
+    def __enter__(self) -> "Once":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class GradientHooks(Once):
+    """Zeroes the gradients of pruned weights: old momentum revives them all the same."""
+
+    def __init__(self, model: nn.Module, plans: list[MaskPlan], optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, plans, optimizer)
+        for name, mask in plans[0].masks.items():
+            model.get_parameter(name).register_hook(lambda gradient, mask=mask: gradient * mask)
+
+
+class Reparametrized(Once):
+    """Holds the masks by torch's own pruning, which renames the parameters."""
+
+    def __init__(self, model: nn.Module, plans: list[MaskPlan], optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, plans, optimizer)
+        self.inner = keep_pruned(model, plans, optimizer)
+        model.register_buffer("mask", next(iter(plans[0].masks.values())))
+
+
+class Frozen(Once):
+    """Holds all weights, not only the pruned ones."""
+
+    def __init__(self, model: nn.Module, plans: list[MaskPlan], optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, plans, optimizer)
+        state = copy.deepcopy(model.state_dict())
+        optimizer.register_step_post_hook(lambda *_: model.load_state_dict(state) and None)
+
+
+@pytest.mark.parametrize("keep", [Once, GradientHooks, Reparametrized, Frozen])
+@pytest.mark.parametrize("optimizer", plan_checks.OPTIMIZERS)
+def test_the_check_of_zeros_in_training_rejects(optimizer: str, keep: type) -> None:
+    subject, plan = plain()
+    with pytest.raises(AssertionError, match=r"alive|state_dict holds|moved no kept weight"):
+        plan_checks.check_pruned_stay_zero(plan, subject, optimizer, keep)
+
+
+def by_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
+    """torch.nn.utils.prune: renamed parameters, a computed weight in the way of deepcopy."""
+    pruned = copy.deepcopy(model)
+    for name, mask in plan.masks.items():
+        torch_prune.custom_from_mask(pruned.get_submodule(name.rpartition(".")[0]), "weight", mask)
+    return pruned
+
+
+class Forgetful(nn.Module):
+    """Its copies compute something else than it does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.scale = model, 1.0
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(*inputs) * self.scale
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Forgetful":
+        twin = Forgetful(copy.deepcopy(self.model, memo))
+        twin.scale = 2.0
+        return twin
+
+
+def forgetful(model: nn.Module, plan: Any) -> nn.Module:
+    return Forgetful(plan_checks.apply_plan(model, plan))
+
+
+def with_a_value_outside_its_state(model: nn.Module, plan: Any) -> nn.Module:
+    finished = plan_checks.apply_plan(model, plan)
+    finished.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    return finished
+
+
+@pytest.mark.parametrize("apply", [by_torch, with_a_value_outside_its_state])
+def test_the_check_of_loading_rejects(apply: Any) -> None:
+    subject, plan = plain()
+    with pytest.raises(AssertionError, match=r"state_dict holds|loaded from its state_dict"):
+        plan_checks.check_state_dict_loads(plan, subject, apply)
+
+
+@pytest.mark.parametrize("apply", [by_torch, forgetful])
+def test_the_check_of_copies_rejects(apply: Any) -> None:
+    subject, plan = plain()
+    with pytest.raises(AssertionError, match=r"cannot be copied|copied before a forward"):
+        plan_checks.check_deepcopy(plan, subject, apply)
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.outer(self.inner(inputs) * 0)
+
+
+def test_the_twin_check_rejects_a_model_whose_output_hears_no_input() -> None:
+    index = torch.tensor([0, 1])
+    plan = ChannelPlan({"inner.weight": {0: index}, "inner.bias": {0: index}, "outer.weight": {1: index}})
+    with pytest.raises(AssertionError, match="equality would prove nothing"):
+        plan_checks.check_twin(Constant(), plan, (torch.randn(3, 3, generator=torch.Generator().manual_seed(0)),))
+
+
+def test_the_checks_follow_the_tags() -> None:
+    names = {name for name, _ in checks_for(Magnitude())}
+    assert {"pruned_stay_zero_adam", "nested"} <= names, f"checks of a mask method: {sorted(names)}"
+    assert "twin" not in names, f"checks of a mask method: {sorted(names)}"
+    assert "twin" in dict(checks_for(L1Filter())), "a channel method is not checked against its twin"
+    loose = Mutant(good, PruningTags(structure="element", nested=False))
+    assert "nested" not in dict(checks_for(loose)), "a method that does not claim nesting is checked for it"
+
+
+def failing(*names: str) -> PruningTags:
+    return PruningTags(structure="element", expected_failures=dict.fromkeys(names, "known"))
+
+
+def test_expected_failures_are_strict() -> None:
+    with pytest.raises(AssertionError, match="passes counts, although its tags expect a failure: known"):
+        check_method(Mutant(good, failing("counts")))
+    with pytest.raises(AssertionError, match="fails counts: mutant:0"):
+        check_method(Mutant(prunes_one_more))
+    with pytest.raises(PluginError, match=r"expected failures \['cuonts'\]"):
+        checks_for(Mutant(good, failing("cuonts")))
+
+
+def test_a_training_step_has_no_checks_here() -> None:
+    with pytest.raises(PluginError, match="StepTags"):
+        checks_for(Mutant(good, StepTags()))
+
+
+def test_the_decorator_names_method_and_check_and_marks_expected_failures() -> None:
+    mark = parametrize_with_checks([Magnitude(scope="layer"), Mutant(prunes_one_more, failing("counts"))]).mark
+    ids = [case.id for case in mark.args[1]]
+    assert "magnitude,scope=layer/counts" in ids, f"ids {ids}"
+    marked = {case.id: [m.kwargs["strict"] for m in case.marks] for case in mark.args[1] if case.marks}
+    assert [*marked.values()] == [[True]], f"strict expected failures {marked}, should be one"
+
+
+def test_labels_are_spelled_like_recipes() -> None:
+    assert label(Magnitude()) == "magnitude", f"{label(Magnitude())}, should be 'magnitude'"
+    assert pruning_checks.checks_for_pruning(Magnitude(), small_subjects()[:1]), "no checks on given models"
