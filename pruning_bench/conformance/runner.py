@@ -23,6 +23,10 @@ def checks_for(method: Any, subjects: Sequence[Subject] | None = None) -> list[t
         subjects: models for the pruning checks; None takes the small ones that come with them.
     Raises:
         PluginError: no such method, or an expected failure that names no check.
+    Example:
+        >>> from pruning_bench.pruning.methods.magnitude import Magnitude
+        >>> names = dict(checks_for(Magnitude()))
+        >>> names["bad_levels"](Magnitude())
     """
     if isinstance(method.tags, PruningTags):
         checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects)
@@ -42,10 +46,6 @@ def check_method(method: Any, subjects: Sequence[Subject] | None = None) -> None
     """Runs all checks of a method; raises `AssertionError` at the first that fails.
 
     Expected failures of its tags are strict: one that passes is an error too.
-
-    Example:
-        >>> from pruning_bench.pruning.methods.magnitude import Magnitude
-        >>> check_method(Magnitude(scope="layer"))
     """
     for name, check in checks_for(method, subjects):
         reason = method.tags.expected_failures.get(name)

@@ -108,7 +108,7 @@ def graph_specs(most_blocks: int = 4) -> st.SearchStrategy[GraphSpec]:
 
 
 class GraphNet(nn.Module):
-    """The network of a `GraphSpec`."""
+    """The network of a `GraphSpec`; leaky activations, so that one channel alone never dies."""
 
     def __init__(self, spec: GraphSpec) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class GraphNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[batch, in_channels, size, size] -> [batch, classes]."""
         features = torch.flatten(self.pool(self.blocks(self.stem(images))), 1)
-        logits: Tensor = self.classifier(torch.relu(self.hidden(features)))
+        logits: Tensor = self.classifier(nn.functional.leaky_relu(self.hidden(features), 0.2))
         return logits
 
 
@@ -150,7 +150,7 @@ class Block(nn.Module):
         """[batch, channels, h, w] -> [batch, width, h or h / 2, w or w / 2]."""
         made: Tensor = self.first(features)
         if self.kind in ("residual", "projected"):
-            return torch.relu(self.second(made) + self.shortcut(features))
+            return nn.functional.leaky_relu(self.second(made) + self.shortcut(features), 0.2)
         if self.kind == "concat":
             return torch.cat([features, self.second(made)], dim=1)
         if self.kind == "gate":

@@ -197,6 +197,8 @@ def current_masks(plans: Sequence[object]) -> dict[str, Tensor]:
 
     Args:
         plans: in the order they were applied; other kinds are ignored.
+    Returns:
+        parameter name -> bool on the CPU, True = kept.
     Raises:
         PlanError: masks of different shapes for one parameter.
     """
@@ -204,6 +206,7 @@ def current_masks(plans: Sequence[object]) -> dict[str, Tensor]:
     for plan in plans:
         if isinstance(plan, MaskPlan):
             for name, mask in plan.masks.items():
+                mask = mask.cpu()
                 if name in masks and masks[name].shape != mask.shape:
                     found, expected = tuple(mask.shape), tuple(masks[name].shape)
                     raise PlanError(WHO, f"mask of shape {found}", f"{expected}, as earlier plans left it", name)
@@ -211,7 +214,7 @@ def current_masks(plans: Sequence[object]) -> dict[str, Tensor]:
         elif isinstance(plan, ChannelPlan):
             for name in masks.keys() & plan.kept.keys():
                 for dim, index in plan.kept[name].items():
-                    masks[name] = masks[name].index_select(dim, index)
+                    masks[name] = masks[name].index_select(dim, index.cpu())
     return masks
 
 
