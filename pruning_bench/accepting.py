@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import Scope
 from pruning_bench.judging.acceptance import accept as merged
 from pruning_bench.judging.baseline import read_baseline, write_baseline
@@ -15,7 +16,6 @@ from pruning_bench.judging.gate import runtime_of
 from pruning_bench.judging.history import find_run
 from pruning_bench.judging.policy import Policy
 from pruning_bench.records import Measurement, Run, merge, read_run
-from pruning_bench.errors import RecordError
 
 
 def accept(
@@ -26,12 +26,16 @@ def accept(
     only: Collection[str] | None = None,
     scope: Scope = "all",
     data: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> str:
     """Changes the baselines by a recorded run; returns what was written, in one line.
 
     A run times each case in one process; a baseline needs the spread between processes, so that the cases are measured
     again, here and now, in `Policy.min_processes` fresh ones. Baselines are only touched when everything is there.
 
+    Args:
+        only, scope: see `judging.acceptance.accept`.
+        data, checkpoints: where the run found its full data and its models, if not the shipped ones.
     Raises:
         RecordError: the run is not fit to be accepted, or times are to be accepted on another machine than the run's.
     """
@@ -40,20 +44,20 @@ def accept(
     before = read_baseline(folder)
     if scope != "portable":
         merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
-        run = _with_process_samples(run, only, data)
+        run = _with_process_samples(run, only, data, checkpoints)
     written = write_baseline(merged(before, run, reason=reason, only=only, scope=scope), folder)
     names = ", ".join(path.name for path in written)
     return f"accepted {run.id} into {folder}: {names or 'nothing changed'}; review it with git diff"
 
 
-def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None) -> Run:
+def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None, checkpoints: Path | None) -> Run:
     """The run with each chosen speed and canary measured in enough fresh processes."""
     policy = Policy()
     timed = [m for m in run.measurements if m.rule == "speed" and _is_chosen(m.case_id, only)]
     short = sorted({m.case_id for m in timed if len(m.samples) < policy.min_processes})
     if not short:
         return run
-    fresh = _measure(run, short, policy, data)
+    fresh = _measure(run, short, policy, data, checkpoints)
     fresh = [m for m in fresh if m.rule in ("speed", "canary", "control")]
     replaced = {(m.case_id, m.metric) for m in fresh}
     kept = [m for m in run.measurements if (m.case_id, m.metric) not in replaced]
@@ -73,12 +77,15 @@ def _best_canaries(fresh: list[Measurement]) -> list[Measurement]:
     return list(best.values())
 
 
-def _measure(run: Run, case_ids: list[str], policy: Policy, data: Path | None) -> list[Measurement]:
+def _measure(
+    run: Run, case_ids: list[str], policy: Policy, data: Path | None, checkpoints: Path | None
+) -> list[Measurement]:
     """Needs torch and this machine; imported here so that portable numbers can be accepted anywhere."""
     from pruning_bench import environment, processes, progress, workbench
+    from pruning_bench.models.checkpoints import SHIPPED
     from pruning_bench.registry import RUNTIMES
 
-    bench = workbench.Workbench(folder=data, full=data is not None)
+    bench = workbench.Workbench(folder=data, full=data is not None, checkpoints=checkpoints or SHIPPED)
     here = environment.of_suite(RUNTIMES, "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu")
     if here.key != run.environment.key:
         raise RecordError(

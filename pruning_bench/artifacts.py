@@ -69,7 +69,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     Args:
         model: a dense model of the right class, for a file whose card names none; never changed.
     Raises:
-        CheckpointError: missing, of the wrong digest, no safetensors file (pickles are never read), or not of this model.
+        CheckpointError: missing, of the wrong digest, not of this model, or no safetensors file (never a pickle).
     """
     discover()
     path = Path(path)
@@ -103,7 +103,9 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
     """What is stored: the state of the float model; if quantized, the folded state with integer codes and scales."""
     plan = compressed.quant_plan
     if plan is None:
-        return {name: tensor.detach().contiguous().clone() for name, tensor in compressed.float_model.state_dict().items()}
+        return {
+            name: tensor.detach().contiguous().clone() for name, tensor in compressed.float_model.state_dict().items()
+        }
     folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
     state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, affine in plan.weights.items():

@@ -38,24 +38,35 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="what is registered: methods, models, data sets, runtimes, metrics")
-    listing.add_argument("kind", nargs="?", default=None, metavar="KIND", help=f"one of {', '.join(KINDS)}; all if left out")
+    listing.add_argument(
+        "kind", nargs="?", default=None, metavar="KIND", help=f"one of {', '.join(KINDS)}; all if left out"
+    )
     listing.set_defaults(run=_list)
 
-    training = commands.add_parser("train", help="train a reference model and write its checkpoint", formatter_class=_Formatter)
+    training = commands.add_parser(
+        "train", help="train a reference model and write its checkpoint", formatter_class=_Formatter
+    )
     _add_training(training)
 
     making = commands.add_parser("compress", help="run a recipe on a trained model and write the result")
     making.add_argument("model", help="a registered model with a shipped checkpoint, or the path of a checkpoint")
     making.add_argument("recipe", help="for instance l1_filter:0.5+finetune:2+static:w8a8")
     making.add_argument("-o", "--output", required=True, type=Path, help="the safetensors file to write")
-    making.add_argument("--dataset", default="fashion_mnist", help="data to calibrate and train on (default: %(default)s)")
+    making.add_argument(
+        "--dataset", default="fashion_mnist", help="data to calibrate and train on (default: %(default)s)"
+    )
     making.add_argument("--data", type=Path, default=None, help="folder of the full data; the shipped part if left out")
     making.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     making.add_argument("--force", action="store_true", help="overwrite the output")
     making.set_defaults(run=_compress)
 
     judging = commands.add_parser("judge", help="judge a recorded run against the baselines again; needs no torch")
-    judging.add_argument("--require", action="append", default=[], metavar="RUNTIME", help="fail where it was not there")
+    judging.add_argument(
+        "--require", action="append", default=[], metavar="RUNTIME", help="fail where it was not there"
+    )
+    judging.add_argument(
+        "--into", type=Path, default=None, metavar="FILE", help="also put the tables into this Markdown file"
+    )
     judging.set_defaults(run=_judge)
 
     accepting = commands.add_parser("accept", help="make a run the baseline, deliberately")
@@ -65,10 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--portable", action="store_true", help="only what does not depend on the machine")
     part.add_argument("--times", action="store_true", help="only times")
     accepting.add_argument("--data", type=Path, default=None, help="folder of the full data, if the run used it")
+    accepting.add_argument(
+        "--checkpoints", type=Path, default=None, help="folder of your own models, if the run used it"
+    )
     accepting.set_defaults(run=_accept)
     for command in (judging, accepting):
         command.add_argument("run_id", metavar="RUN", help="id (or its beginning), file, or 'latest'")
-        command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
+        command.add_argument(
+            "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
+        )
     return parser
 
 
@@ -108,7 +124,11 @@ def _compress(chosen: argparse.Namespace) -> int:
     if chosen.output.suffix != ".safetensors":
         raise PruningBenchError("compress", f"-o {chosen.output.name}", "a name ending in .safetensors")
     bench = Workbench(folder=chosen.data, full=chosen.data is not None)
-    path = Path(chosen.model) if "/" in chosen.model or "." in chosen.model else checkpoint_path(chosen.model, chosen.dataset)
+    path = (
+        Path(chosen.model)
+        if "/" in chosen.model or "." in chosen.model
+        else checkpoint_path(chosen.model, chosen.dataset)
+    )
     _known_model(chosen.model, path)
     dense, card = load_checkpoint(path), read_card(path)
     with progress_bar() as progress:
@@ -135,6 +155,8 @@ def _judge(chosen: argparse.Namespace) -> int:
 
     report = reviewing.review(chosen.results, chosen.run_id, require=chosen.require)
     print("\n".join(report.lines))
+    if chosen.into:
+        reviewing.put_into(chosen.into, report)
     return report.exit_status
 
 
@@ -144,7 +166,13 @@ def _accept(chosen: argparse.Namespace) -> int:
     scope: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
     print(
         accepting.accept(
-            chosen.results, chosen.run_id, reason=chosen.reason, only=chosen.only, scope=scope, data=chosen.data
+            chosen.results,
+            chosen.run_id,
+            reason=chosen.reason,
+            only=chosen.only,
+            scope=scope,
+            data=chosen.data,
+            checkpoints=chosen.checkpoints,
         )
     )
     return 0

@@ -57,7 +57,7 @@ class Context:
 
 
 def register_step(cls: C, tags: type, verb: str) -> C:
-    """Registers a recipe step after checking its contract: frozen dataclass, `name`, `tags` of the right type, `verb`."""
+    """Registers a recipe step once its contract holds: frozen dataclass, `name`, `tags` of the right type, `verb`."""
     who = f"{cls.__module__}.{cls.__qualname__}"
     params = getattr(cls, "__dataclass_params__", None)
     if params is None or not params.frozen:

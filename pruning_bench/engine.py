@@ -55,7 +55,7 @@ class Compressed:
 
     @functools.cached_property
     def masked_twin(self) -> nn.Module:
-        """The model with the dense one's names and shapes, zero where the plans removed, else the weights of `float_model`.
+        """The weights of `float_model` in the dense model's names and shapes, zero where the plans removed.
 
         Raises:
             ModelError: loaded from a file, so that the dense model is not known.
@@ -106,9 +106,7 @@ def compress(
         if state.quant_plan is not None:
             raise ModelError("compress", f"{step} after quantization", "quantization as the last step", str(parsed))
         generator = torch.Generator().manual_seed(seed * 1009 + index)
-        context = Context(
-            example_inputs, generator, calibration, train, seed, *([progress] if progress else [])
-        )
+        context = Context(example_inputs, generator, calibration, train, seed, *([progress] if progress else []))
         state.run(step, context)
     return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
 
@@ -136,7 +134,9 @@ class _State:
         elif isinstance(plan, QuantPlan):
             self.quant_plan = plan
         else:
-            raise PluginError(method.name, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan")
+            raise PluginError(
+                method.name, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan"
+            )
 
 
 def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:

@@ -15,7 +15,14 @@ from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.judging.policy import Policy
-from pruning_bench.judging.statistics import DECILE, Estimate, bootstrap_error, drop_interval, mcnemar_midp, q10_log_ratio
+from pruning_bench.judging.statistics import (
+    DECILE,
+    Estimate,
+    bootstrap_error,
+    drop_interval,
+    mcnemar_midp,
+    q10_log_ratio,
+)
 from pruning_bench.judging.vectors import pack
 from pruning_bench.metrics import accuracy
 from pruning_bench.metrics.contract import Evaluation
@@ -200,7 +207,9 @@ def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list
     slow = _estimate(taken.others[SLOWED], taken.anchor, policy, seed)
     slow_low, slow_high = slow.interval(policy.confidence)
     return [
-        _control(record, "twin", same, not (low > margin or high < -margin), f"98 % interval {low:+.1%} to {high:+.1%}"),
+        _control(
+            record, "twin", same, not (low > margin or high < -margin), f"98 % interval {low:+.1%} to {high:+.1%}"
+        ),
         _control(record, "slowed_twin", slow, slow_low > margin, f"98 % interval {slow_low:+.1%} to {slow_high:+.1%}"),
     ]
 
@@ -228,7 +237,9 @@ def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Meas
 
 def _quality_due(case: Case) -> tuple[str, ...]:
     shared = ("top1", "top5", "loss", "agreement", "flips")
-    return shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
+    return (
+        shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
+    )
 
 
 FAMILIES = {

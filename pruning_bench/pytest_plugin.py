@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUFFIX = "_case"
 DEFAULT_STORAGE = "file://./.benchmarks"
 STATE: pytest.StashKey[Suite] = pytest.StashKey()
+PROBLEM: pytest.StashKey[str] = pytest.StashKey()
 SUITE_FOLDER: pytest.StashKey[bool] = pytest.StashKey()
 FAMILIES = ("quality", "footprint", "latency")
 
@@ -30,14 +31,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     several: dict[str, Any] = {"action": "append", "default": None}
     group.addoption("--pb-profile", default="smoke", metavar="NAME", help="smoke (default), ci or nightly")
     group.addoption("--pb-model", metavar="MODEL", **several, help="only this model; repeatable")
-    group.addoption("--pb-recipe", metavar="RECIPE", **several, help="these recipes instead of the profile's; repeatable")
+    group.addoption(
+        "--pb-recipe", metavar="RECIPE", **several, help="these recipes instead of the profile's; repeatable"
+    )
     group.addoption("--pb-runtime", metavar="RUNTIME", **several, help="only this runtime; repeatable")
-    group.addoption("--pb-require", metavar="RUNTIME", **several, help="fail where this runtime is not here; repeatable")
+    group.addoption(
+        "--pb-require", metavar="RUNTIME", **several, help="fail where this runtime is not here; repeatable"
+    )
     group.addoption("--pb-threads", metavar="N", type=int, **several, help="these thread counts; repeatable")
     group.addoption("--pb-device", default="cpu", choices=["cpu", "cuda"], help="device of every case")
     group.addoption("--pb-dataset", metavar="NAME", **several, help="only models trained on this data set; repeatable")
     group.addoption("--pb-data", default=None, metavar="DIR", help="folder of the full data; it is then trained on")
-    group.addoption("--pb-checkpoints", default=None, metavar="DIR", help="your own trained models instead of the shipped")
+    group.addoption(
+        "--pb-checkpoints", default=None, metavar="DIR", help="your own trained models instead of the shipped"
+    )
     group.addoption("--pb-results", default=None, metavar="DIR", help="results folder (default: ROOT/results)")
     group.addoption("--pb-no-confirm", action="store_true", help="do not re-measure suspected slow-downs")
 
@@ -73,11 +80,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in metafunc.fixturenames:
         family = fixture.removesuffix(SUFFIX)
         if fixture == f"{family}{SUFFIX}" and family in FAMILIES:
-            suite = _suite(metafunc.config)
-            params = [
-                pytest.param(case_id, id=case_id, marks=suite.marks(family, case_id)) for case_id in suite.ids(family)
-            ]
-            metafunc.parametrize(fixture, params, indirect=True)
+            metafunc.parametrize(fixture, _params(metafunc.config, family), indirect=True)
+
+
+def _params(config: pytest.Config, family: str) -> list[Any]:
+    try:
+        suite = _suite(config)
+    except PruningBenchError as problem:
+        config.stash[PROBLEM] = str(problem)  # raised once everything is collected, where pytest prints one line of it
+        return []
+    return [pytest.param(case_id, id=case_id, marks=suite.marks(family, case_id)) for case_id in suite.ids(family)]
 
 
 def _suite(config: pytest.Config) -> Suite:
@@ -85,12 +97,9 @@ def _suite(config: pytest.Config) -> Suite:
         from pruning_bench.suite import Options, Suite
 
         if config.getoption("numprocesses", None):
-            raise pytest.UsageError("pruning_bench: -n (xdist), should be one process: parallel runs cannot be timed")
+            raise PruningBenchError("pytest -n", "several processes", "one: what runs in parallel cannot be timed")
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
-        try:
-            config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
-        except PruningBenchError as problem:
-            raise pytest.UsageError(str(problem)) from None
+        config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
     return config.stash[STATE]
 
 
@@ -142,6 +151,8 @@ def latency_case(request: pytest.FixtureRequest) -> BoundCase:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Notes which cases were selected."""
+    if PROBLEM in session.config.stash:
+        raise pytest.UsageError(session.config.stash[PROBLEM])
     if STATE in session.config.stash:
         session.config.stash[STATE].select(dict(_selected(session)))
 

@@ -7,10 +7,11 @@ handed in as a function.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruning_bench.errors import RecordError
 from pruning_bench.judging.baseline import read_baseline
 from pruning_bench.judging.gate import Report, confirm, judge_run, suspects, undecided
 from pruning_bench.judging.history import find_run, run_path
@@ -21,6 +22,8 @@ from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, rows_of
 from pruning_bench.reporting.terminal import to_terminal
 
+BEGIN, END = "<!-- pruning-bench: begin -->", "<!-- pruning-bench: end -->"
+ROUNDS = (1, 2)
 Afresh = Callable[[list[str], int], list[list[Measurement]]]
 
 
@@ -68,11 +71,15 @@ def review_run(
     policy = Policy()
     baseline = read_baseline(results / "baselines")
     report = judge_run(run, baseline, policy, require)
-    open_cases = sorted({*suspects(report), *(undecided(report) if decide else ())})
-    if open_cases and afresh is not None:
-        fresh = [m for process in afresh(open_cases, policy.confirmation_processes) for m in process]
-        _keep_confirmation(results, run, fresh)
+    asked = sorted({*suspects(report), *(undecided(report) if decide else ())})
+    for number in ROUNDS:
+        if not asked or afresh is None:
+            break
+        fresh = [m for process in afresh(asked, policy.confirmation_processes) for m in process]
+        again = dataclasses.replace(run, measurements=tuple(fresh))
+        write_run(again, _confirmation(results, run, number))
         report = confirm(report, fresh, baseline, policy)
+        asked = list(suspects(report))  # what was undecided before may be suspect now
     return Review(run, report, rows_of(run, report, baseline))
 
 
@@ -86,15 +93,22 @@ def review(results: Path, run_id: str, *, require: Collection[str] = ()) -> Revi
     run = read_run(find_run(results / "runs", run_id))
     baseline = read_baseline(results / "baselines")
     report = judge_run(run, baseline, policy, require)
-    path = run_path(_confirmations(results), run.id)
-    if path.is_file():
-        report = confirm(report, read_run(path).measurements, baseline, policy)
+    for number in ROUNDS:
+        if (path := _confirmation(results, run, number)).is_file():
+            report = confirm(report, read_run(path).measurements, baseline, policy)
     return Review(run, report, rows_of(run, report, baseline))
 
 
-def _keep_confirmation(results: Path, run: Run, fresh: Sequence[Measurement]) -> None:
-    write_run(dataclasses.replace(run, measurements=tuple(fresh)), run_path(_confirmations(results), run.id))
+def put_into(path: Path, made: Review) -> None:
+    """Puts the report between the two marks of a Markdown file; raises `RecordError` without marks."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise RecordError("report", "no marks", f"{BEGIN} and {END} in the file", str(path))
+    body = to_markdown(made.run, made.report, made.rows)
+    write_atomically(path, f"{head}{begin}\n\n{body}\n{end}{tail}")
 
 
-def _confirmations(results: Path) -> Path:
-    return results / "runs" / "confirmations"
+def _confirmation(results: Path, run: Run, number: int) -> Path:
+    return run_path(results / "runs" / "confirmations", f"{run.id}-{number}")

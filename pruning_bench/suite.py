@@ -64,6 +64,7 @@ class Replay:
         self._readings.reverse()
 
     def __call__(self) -> float:
+        """The next reading, in seconds."""
         return self._readings.pop()
 
     def nothing(self) -> None:
@@ -101,6 +102,7 @@ class Suite:
         self._items: dict[str, tuple[str, str]] = {}
         self._states: dict[str, tuple[CaseState, str]] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
+        self._rounds = 0
         self._review: reviewing.Review | None = None
 
     def _check_names(self) -> None:
@@ -188,7 +190,8 @@ class Suite:
         return self._review.exit_status
 
     def _measure_afresh(self, case_ids: list[str], processes: int) -> list[list[Measurement]]:
-        return measure_afresh(self.bench, case_ids, processes, seed=1000)
+        self._rounds += 1
+        return measure_afresh(self.bench, case_ids, processes, seed=1000 * self._rounds)
 
     def summary(self) -> list[str]:
         """Lines for the terminal."""
@@ -205,5 +208,3 @@ def _status(case: Case, ended: list[tuple[str, CaseState, str]]) -> CaseStatus:
             if found == state:
                 return CaseStatus(str(case), found, reason, due, case.trains)
     return CaseStatus(str(case), "deselected", "", (), case.trains)
-
-

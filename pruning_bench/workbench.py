@@ -132,7 +132,7 @@ class Workbench:
 def compress_with(
     dense: nn.Module, recipe: str, dataset: Dataset, *, seed: int = 0, progress: Progress | None = None
 ) -> Compressed:
-    """Compresses with the data of a data set: an example, calibration batches and training examples of its train split."""
+    """Compresses with a data set: an example, calibration batches and training examples, all of its train split."""
     drawn = dataset.train.sample(CALIBRATION_IMAGES, torch.Generator().manual_seed(seed))
     return compress(
         dense,

@@ -108,7 +108,7 @@ def test_a_range_that_is_not_finite_is_refused(bad: float, end: str) -> None:
 
 
 def test_a_range_upside_down_is_refused() -> None:
-    with pytest.raises(ModelError, match="lowest 2.0 > highest 1.0"):
+    with pytest.raises(ModelError, match=r"lowest 2\.0 > highest 1\.0"):
         choose_affine(torch.tensor(2.0), torch.tensor(1.0), 8, symmetric=False)
 
 
@@ -119,7 +119,8 @@ def test_bits_outside_two_to_eight_are_refused(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "symmetric", "expected"), [(8, False, (0, 255)), (8, True, (-127, 127)), (2, True, (-1, 1)), (4, False, (0, 15))]
+    ("bits", "symmetric", "expected"),
+    [(8, False, (0, 255)), (8, True, (-127, 127)), (2, True, (-1, 1)), (4, False, (0, 15))],
 )
 def test_code_ranges(bits: int, symmetric: bool, expected: tuple[int, int]) -> None:
     assert code_range(bits, symmetric) == expected, f"{code_range(bits, symmetric)}, should be {expected}"

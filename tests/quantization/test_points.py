@@ -18,7 +18,8 @@ def points_of(model: nn.Module, *shape: int) -> Points:
 
 def test_names_of_the_example_net() -> None:
     points = points_of(ExampleNet(), 3, 8, 8)
-    names = "input conv1.conv2d conv2.conv2d add conv3.conv2d mean.adaptive_avg_pool2d hidden.linear".split()
+    layers = ["conv3.conv2d", "mean.adaptive_avg_pool2d", "hidden.linear"]
+    names = ["input", "conv1.conv2d", "conv2.conv2d", "add", *layers]
     assert list(points.values) == names, f"{list(points.values)}, should be {names}"
     weights = ["conv1.weight", "conv2.weight", "conv3.weight", "hidden.weight", "classifier.weight"]
     assert list(points.layers.values()) == weights, f"{list(points.layers.values())}, should be {weights}"
@@ -34,7 +35,9 @@ def test_the_point_stands_after_a_relu_that_reads_alone() -> None:
 def test_operators_that_move_values_pass_the_parameters_on() -> None:
     points = points_of(image_classifier(), 1, 32, 32)
     for pool, layer in (("max_pool2d", "features.0.conv2d"), ("flatten", "features.9.conv2d")):
-        assert points.name_at(pool) == layer, f"{pool} has the parameters of {points.name_at(pool)}, should have {layer}"
+        assert points.name_at(pool) == layer, (
+            f"{pool} has the parameters of {points.name_at(pool)}, should have {layer}"
+        )
     assert "max_pool2d" not in points.values.values(), "max pool has a point of its own"
 
 
@@ -48,7 +51,7 @@ def test_counts_of_resnet20() -> None:
 
 
 class Odd(nn.Module):
-    """A ReLU with a second reader beside it, an activation that is no ReLU, an addition of a number, a last convolution."""
+    """A ReLU with a reader beside it, an activation that is no ReLU, an addition of a number, a last convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +69,9 @@ def test_what_a_layer_reads_gets_a_point_whatever_made_it() -> None:
     expected = ["input", "first.conv2d", "sigmoid", "second.conv2d", "last.conv2d"]
     assert list(points.values) == expected, f"{list(points.values)}, should be {expected}"
     assert points.values["first.conv2d"] == "conv2d", "a convolution with two readers is quantized before the ReLU"
-    assert points.carried["relu"] == "conv2d", f"carried {dict(points.carried)}, should hold the ReLU on quantized values"
+    assert points.carried["relu"] == "conv2d", (
+        f"carried {dict(points.carried)}, should hold the ReLU on quantized values"
+    )
 
 
 def test_a_last_linear_layer_gives_float() -> None:

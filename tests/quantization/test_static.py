@@ -66,7 +66,9 @@ def test_a_bias_beside_dead_weights_keeps_its_value() -> None:
     plan = METHOD.plan(model, level, context)
     affine, x = plan.weights["hidden.weight"], plan.activations["mean.adaptive_avg_pool2d"]
     codes = bias_codes(model.hidden.bias.detach(), bias_affine(x, affine)).double()
-    assert float(codes.abs().max()) <= LARGEST_BIAS_CODE * 1.001 < BIAS_LIMIT, f"codes {codes.tolist()} do not fit int32"
+    assert float(codes.abs().max()) <= LARGEST_BIAS_CODE * 1.001 < BIAS_LIMIT, (
+        f"codes {codes.tolist()} do not fit int32"
+    )
     value = float(codes[0] * bias_affine(x, affine).scale[0].double())
     assert math.isclose(value, 3.0, rel_tol=1e-6), f"the bias 3.0 becomes {value}"
 

@@ -27,7 +27,7 @@ class Made:
 
 def test_it_runs_the_module() -> None:
     model = ExampleNet().eval()
-    session = Eager().build(Made(model, model), (X[:1],))
+    session = Eager().build(Made(model, model), (X[:1],), threads=torch.get_num_threads())
     with torch.no_grad():
         assert torch.equal(session.run(X), model(X)), "run computes something else than the module"
     assert session.timed, "a float model is timed"

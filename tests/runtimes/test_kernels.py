@@ -35,7 +35,9 @@ def test_types_follow_the_graph_where_none_is_written() -> None:
     assert kernels == expected, f"{kernels}, should be {expected}"
 
 
-@pytest.mark.parametrize("operator", ["Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "NhwcFusedConv"])
+@pytest.mark.parametrize(
+    "operator", ["Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "NhwcFusedConv"]
+)
 def test_every_spelling_of_a_float_layer_is_a_fallback(operator: str) -> None:
     found = float_fallbacks([Kernel("conv1", operator, "float32"), Kernel("", "Relu", "float32")])
     assert found == (f"conv1 ({operator} float32)",), f"{found}"

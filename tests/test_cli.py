@@ -1,0 +1,143 @@
+"""The command line: what it makes, and one clear line for what it cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning_bench import cli, load
+from pruning_bench.datasets.contract import load_dataset
+from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path
+from pruning_bench.records import Environment, Measurement, Run, write_run
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_list_shows_what_is_registered(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", kind) == 0
+    shown = capsys.readouterr().out
+    expected = {
+        "methods": ["magnitude", "l1_filter", "static", "finetune"],
+        "models": ["resnet20", "image_classifier"],
+        "datasets": ["fashion_mnist", "cifar10"],
+        "runtimes": ["eager", "onnxruntime"],
+        "metrics": ["top1", "relative_time"],
+        "profiles": ["smoke", "ci", "nightly"],
+    }[kind]
+    assert all(name in shown for name in expected), shown
+
+
+def test_compress_writes_what_load_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.safetensors"
+    assert run("compress", "resnet20", "l1_filter:0.5+static:w8a8", "-o", str(file)) == 0, capsys.readouterr().err
+    images = load_dataset("fashion_mnist").selection
+    model = load(file).model
+    with torch.no_grad():
+        outputs = model(images.inputs(slice(0, 64)))
+    assert outputs.shape == (64, 10), outputs.shape
+    dense = checkpoint_path("resnet20", "fashion_mnist").stat().st_size
+    assert dense / file.stat().st_size > 10, f"{dense / file.stat().st_size:.1f} times smaller"
+    card = json.loads(file.with_suffix(".json").read_text())
+    assert card["recipe"] == "l1_filter:0.5+static:w8a8", card["recipe"]
+
+
+def test_compress_leaves_an_existing_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_text("precious")
+    assert run("compress", "resnet20", "magnitude:0.5", "-o", str(file)) == 2
+    assert "--force" in capsys.readouterr().err
+    assert file.read_text() == "precious", "the file was overwritten"
+
+
+def _pickled(folder: Path) -> str:
+    torch.save({"weight": torch.zeros(1)}, folder / "model.pt")
+    return str(folder / "model.pt")
+
+
+def _spoilt(folder: Path) -> str:
+    source = checkpoint_path("resnet20", "fashion_mnist")
+    content = bytearray(source.read_bytes())
+    content[-1] ^= 1
+    (folder / source.name).write_bytes(content)
+    (folder / source.name).with_suffix(".json").write_text(source.with_suffix(".json").read_text())
+    return str(folder / source.name)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "says"),
+    [
+        ("resnet2", "magnitude:0.5", "'resnet20'"),
+        ("resnet20", "magnitud:0.5", "'magnitude'"),
+        ("resnet20", "magnitude:1.0", "in [0, 1)"),
+        ("resnet20", "magnitude:0.5,,", "^"),
+        ("nowhere/model.safetensors", "magnitude:0.5", "no card"),
+        (_pickled, "magnitude:0.5", "never read"),
+        (_spoilt, "magnitude:0.5", "sha256"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(
+    model: object, recipe: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "small.safetensors"
+    name = model(tmp_path) if callable(model) else str(model)
+    assert run("compress", name, recipe, "-o", str(output)) == 2
+    error = capsys.readouterr().err
+    assert says in error, error
+    assert "Traceback" not in error, error
+    assert len(error.strip().splitlines()) == (3 if says == "^" else 1), error
+    assert not output.parent.exists(), "something was written"
+
+
+@pytest.mark.parametrize(("folder", "says"), [("nowhere", "nowhere"), ("empty", "empty"), ("corrupt", "train-images")])
+def test_bad_data_folders_are_named(folder: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / folder
+    if folder != "nowhere":
+        place.mkdir()
+    if folder == "corrupt":
+        for name in ("train-images", "t10k-images"):
+            (place / f"{name}-idx3-ubyte.gz").write_bytes(b"\x1f\x8bno")
+        for name in ("train-labels", "t10k-labels"):
+            (place / f"{name}-idx1-ubyte.gz").write_bytes(b"\x1f\x8bno")
+    output = tmp_path / "small.safetensors"
+    assert run("compress", "resnet20", "magnitude:0.5", "-o", str(output), "--data", str(place)) == 2
+    error = capsys.readouterr().err
+    assert says in error, error
+    assert len(error.strip().splitlines()) == 1, error
+    assert not output.exists(), "something was written"
+
+
+def test_judge_and_accept_without_a_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("judge", "latest", "--results", str(tmp_path)) == 2
+    assert "latest" in capsys.readouterr().err
+    assert run("accept", "latest", "--results", str(tmp_path), "--reason", "none") == 2
+    assert "latest" in capsys.readouterr().err
+
+
+def test_judge_puts_the_report_between_the_marks(tmp_path: Path) -> None:
+    size = Measurement("net-data/dense/eager", "bytes", 10, "B", "lower", "exact")
+    record = Run("20260101T000000-smoke", "2026-01-01", "smoke", Environment({"cpu": "x"}), (), (size,))
+    write_run(record, tmp_path / "runs" / f"{record.id}.jsonl")
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- pruning-bench: begin -->\nold\n<!-- pruning-bench: end -->\nafter\n")
+    assert run("judge", "latest", "--results", str(tmp_path), "--into", str(file)) == 0
+    text = file.read_text()
+    assert text.startswith("before\n<!-- pruning-bench: begin -->"), text
+    assert text.endswith("<!-- pruning-bench: end -->\nafter\n"), text
+    assert "old" not in text, text
+    assert "1 NEW" in text, text
+    file.write_text("no marks")
+    assert run("judge", "latest", "--results", str(tmp_path), "--into", str(file)) == 2
+    assert file.read_text() == "no marks", "a file without marks was changed"
+
+
+def test_the_shipped_checkpoints_say_how_they_were_made() -> None:
+    cards = sorted(SHIPPED.glob("*.json"))
+    assert len(cards) >= 2, cards
+    for path in cards:
+        card = json.loads(path.read_text())
+        assert card["test_top1"] >= 0.93, f"{path.name}: test accuracy {card['test_top1']}"
+        assert "pruning-bench train" in card["command"], card["command"]

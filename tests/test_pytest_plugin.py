@@ -1,0 +1,339 @@
+"""The plug-in end to end, on a user's own model and a runtime whose clock is made up."""
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pruning_bench import cli, compress, processes, suite
+from pruning_bench.cases import parse_id
+from pruning_bench.discover import discover, import_files
+from pruning_bench.measuring import measure_latency
+from pruning_bench.models.checkpoints import save_checkpoint
+from pruning_bench.records import Environment, Measurement, read_run
+from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
+
+pytest_plugins = ["pytester"]
+HERE = Path(__file__).parent
+DEFINITIONS = HERE / "toy_suite" / "toy_definitions.py"
+ARGUMENTS = (
+    *("--pb-profile=ci", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
+    "--pb-checkpoints=trained",
+)
+PLANTED = "toy-pixels/planted:0/virtual"
+DENSE = "toy-pixels/dense/virtual"
+
+
+@contextmanager
+def registries_kept() -> Iterator[None]:
+    """Forgets what is registered inside, since the suite's runs here share this process."""
+    discover()
+    every = (STEPS, MODELS, DATASETS, RUNTIMES, METRICS)
+    before = [dict(registry._items) for registry in every]
+    try:
+        yield
+    finally:
+        for registry, items in zip(every, before, strict=True):
+            registry._items.clear()
+            registry._items.update(items)
+
+
+@pytest.fixture(scope="module")
+def everything_imported() -> None:
+    """Runs here forget the modules that they were first to import, and torch cannot be imported twice in a process."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    inputs = (torch.zeros(1, 1, 4, 4),)
+    discover()
+    for recipe in ("dense", "static:w8a8"):
+        made = compress(model, recipe, example_inputs=inputs, calibration=[inputs])
+        for name in RUNTIMES:
+            RUNTIMES[name].build(made, inputs)
+
+
+class Toy:
+    """A user's repository with the toy suite in it."""
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytester, self.monkeypatch = pytester, monkeypatch
+        shutil.copytree(
+            HERE.parent / "benchmarks", pytester.path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        definitions = (HERE / "toy_suite" / "toy_definitions.py").read_text()
+        (pytester.path / "conftest.py").write_text(definitions)
+        (pytester.path / "pytest.ini").write_text("[pytest]\n")
+        self.train()
+
+    @property
+    def results(self) -> Path:
+        return self.pytester.path / "results"
+
+    def train(self, shift: float = 0.0) -> None:
+        """Writes the checkpoint; `shift` changes its weights without changing a prediction."""
+        with registries_kept():
+            model = runpy.run_path(str(DEFINITIONS))["trained"]()
+        model[3].bias.data += shift
+        card = {"model": "toy", "dataset": "pixels", "options": {}}
+        save_checkpoint(model, card, self.pytester.path / "trained" / "toy-pixels.safetensors")
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """One run of the suite in this process."""
+        where = () if any(a.startswith("benchmarks") for a in arguments) else ("benchmarks",)
+        with registries_kept():
+            return self.pytester.runpytest_inprocess(*where, *ARGUMENTS, *arguments)
+
+    def accept(self, *arguments: str) -> int:
+        """Accepts the latest run."""
+        for name in [name for name in sys.modules if name.startswith("pruning_bench_user_")]:
+            del sys.modules[name]
+        where = [f"--results={self.results}", "--checkpoints=trained", "--reason=test"]
+        with registries_kept():
+            import_files([str(self.pytester.path / "conftest.py")])
+            return cli.main(["accept", "latest", *where, *arguments])
+
+    def report(self) -> dict[str, Any]:
+        text = (self.results / "reports" / "latest.json").read_text()
+        loaded: dict[str, Any] = json.loads(text)
+        return loaded
+
+    def outcome(self, case: str, metric: str) -> str:
+        found = [v for v in self.report()["verdicts"] if (v["case_id"], v["metric"]) == (case, metric)]
+        return str(found[0]["outcome"]) if found else "none"
+
+    def outcomes(self) -> set[str]:
+        return {v["outcome"] for v in self.report()["verdicts"]}
+
+
+def in_this_process(
+    bench: Any, case_ids: Any, count: int, *, seed: int = 0, progress: Any = None
+) -> list[list[Measurement]]:
+    """Stands in for fresh processes: on a made-up clock they would measure the same."""
+    return [[m for c in case_ids for m in measure_latency(bench, parse_id(c), seed=seed + n)] for n in range(count)]
+
+
+@pytest.fixture
+def toy(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, registries: None, everything_imported: None) -> Toy:
+    monkeypatch.setattr(processes, "measure_afresh", in_this_process)
+    monkeypatch.setattr(suite, "measure_afresh", in_this_process)
+    return Toy(pytester, monkeypatch)
+
+
+@pytest.fixture
+def accepted(toy: Toy) -> Toy:
+    """The toy with a baseline."""
+    first = toy.run()
+    assert first.ret == 0, first.stdout.str()
+    assert toy.accept() == 0
+    return toy
+
+
+def test_the_first_run_is_new_and_says_how_to_accept(toy: Toy) -> None:
+    result = toy.run()
+    assert result.ret == 0, result.stdout.str()
+    assert toy.outcomes() == {"NEW", "PASS"}, toy.report()["counts"]  # the controls pass
+    result.stdout.fnmatch_lines(["*pruning-bench accept*--times*"])
+    assert not (toy.results / "baselines").exists(), "a run became a baseline by itself"
+
+
+def test_unchanged_code_passes(accepted: Toy) -> None:
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcomes() == {"PASS"}, accepted.report()["counts"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "metric"), [("PLANTED_DROP", "1", "top1"), ("PLANTED_SLOW", "0.15", "relative_time")]
+)
+def test_a_planted_loss_is_found(accepted: Toy, variable: str, value: str, metric: str) -> None:
+    accepted.monkeypatch.setenv(variable, value)
+    result = accepted.run()
+    assert accepted.outcome(PLANTED, metric) == "REGRESSED", result.stdout.str()
+    assert result.ret == 1, f"exit status {result.ret}"
+    others = {v["metric"] for v in accepted.report()["verdicts"] if v["outcome"] == "REGRESSED"}
+    assert others == {metric}, f"also regressed: {others}"
+    before = sorted((accepted.results / "baselines").iterdir())
+    texts = [path.read_text() for path in before]
+    accepted.run()
+    assert [path.read_text() for path in before] == texts, "a failing run changed the baseline"
+
+
+def test_a_slow_down_within_the_margin_passes(accepted: Toy) -> None:
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.01")
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "PASS", result.stdout.str()
+
+
+def test_an_unconfirmed_slow_down_does_not_fail(accepted: Toy) -> None:
+    """The mutant of the confirmation: fresh processes that see nothing must clear the suspicion."""
+
+    def innocent(bench: Any, case_ids: Any, count: int, *, seed: int = 0, progress: Any = None) -> Any:
+        accepted.monkeypatch.setenv("PLANTED_SLOW", "0")
+        bench._made = {k: v for k, v in bench._made.items() if k[0] != "session"}
+        return in_this_process(bench, case_ids, count, seed=seed)
+
+    accepted.monkeypatch.setattr(suite, "measure_afresh", innocent)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "PASS", accepted.outcome(PLANTED, "relative_time")
+
+
+def test_a_removed_case_is_missing(accepted: Toy) -> None:
+    accepted.monkeypatch.setenv("PLANTED_GONE", "1")
+    with registries_kept():
+        result = accepted.pytester.runpytest_inprocess("benchmarks", *(a for a in ARGUMENTS if "planted" not in a))
+    assert accepted.outcome(PLANTED, "case") == "MISSING", result.stdout.str()
+    assert result.ret == 1, f"exit status {result.ret}"
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ("benchmarks/test_footprint.py",),
+        ("benchmarks/test_latency.py", "-k", "planted"),
+        ("-k", "dense"),
+        (f"benchmarks/test_quality.py::test_quality[{DENSE}]",),
+        (f"--deselect=benchmarks/test_latency.py::test_latency[{PLANTED}]",),
+    ],
+    ids=lambda s: " ".join(s).replace("benchmarks/", ""),
+)
+def test_a_selection_raises_no_missing(accepted: Toy, selection: tuple[str, ...]) -> None:
+    result = accepted.run(*selection)
+    assert result.ret == 0, result.stdout.str()
+    assert "MISSING" not in accepted.outcomes(), result.stdout.str()
+
+
+def test_stopping_at_the_first_failure_raises_no_missing(accepted: Toy) -> None:
+    accepted.monkeypatch.setenv("PLANTED_CRASH", "1")
+    result = accepted.run("-x")
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcomes() <= {"PASS", "ERROR"}, accepted.report()["counts"]
+    assert accepted.outcome(PLANTED, "case") == "ERROR", accepted.report()["counts"]
+
+
+def test_times_of_another_machine_are_incomparable_and_the_rest_is_judged(accepted: Toy) -> None:
+    (file,) = (accepted.results / "baselines").glob("times-*.jsonl")
+    header, *lines = file.read_text().splitlines()
+    fields = json.loads(header)
+    fields["must_match"]["cpu"] = "another"
+    key = Environment(fields["must_match"]).key
+    file.with_name(f"times-{key}.jsonl").write_text("\n".join([json.dumps(fields), *lines]) + "\n")
+    file.unlink()
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "INCOMPARABLE", result.stdout.str()
+    assert accepted.outcome(PLANTED, "top1") == "PASS", result.stdout.str()
+    accepted.monkeypatch.setenv("PLANTED_DROP", "1")
+    result = accepted.run()
+    assert accepted.outcome(PLANTED, "top1") == "REGRESSED", result.stdout.str()
+    assert result.ret == 1, f"exit status {result.ret}"
+
+
+def test_a_changed_checkpoint_is_incomparable_and_fails(accepted: Toy) -> None:
+    accepted.train(shift=0.5)
+    result = accepted.run()
+    assert accepted.outcome(PLANTED, "top1") == "INCOMPARABLE", result.stdout.str()
+    assert result.ret == 1, f"exit status {result.ret}"
+
+
+def test_a_runtime_that_is_away_is_unavailable(accepted: Toy) -> None:
+    accepted.monkeypatch.setenv("VIRTUAL_AWAY", "1")
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "case") == "UNAVAILABLE", result.stdout.str()
+    result = accepted.run("--pb-require=virtual")
+    assert result.ret == 1, result.stdout.str()
+
+
+def test_a_failing_control_makes_the_run_invalid(toy: Toy) -> None:
+    from pruning_bench import measuring
+
+    toy.monkeypatch.setattr(measuring, "slowed", lambda call, share, clock: call)
+    result = toy.run()
+    assert result.ret == 6, f"exit status {result.ret}\n{result.stdout.str()}"
+    assert toy.accept() == 2, "an invalid run was accepted"
+    assert not (toy.results / "baselines").exists(), "an invalid run became the baseline"
+
+
+def test_benchmark_compare_works_on_the_second_run_from_any_folder(toy: Toy) -> None:
+    toy.run()
+    elsewhere = toy.pytester.path / "elsewhere"
+    elsewhere.mkdir()
+    toy.monkeypatch.chdir(elsewhere)
+    arguments = [
+        a if not a.startswith("--pb-checkpoints") else f"--pb-checkpoints={toy.pytester.path}/trained"
+        for a in ARGUMENTS
+    ]
+    result = toy.pytester.runpytest_inprocess(str(toy.pytester.path / "benchmarks"), *arguments, "--benchmark-compare")
+    assert result.ret == 0, result.stdout.str()
+    result.stdout.fnmatch_lines(["*(0001_suite)*", "*(NOW)*"])
+    assert len(list((toy.results / "runs").glob("*.jsonl"))) == 2, "the second run was recorded elsewhere"
+
+
+def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
+    file = accepted.results / "baselines" / "portable.jsonl"
+    lines = file.read_text().splitlines()
+    lines[2] = lines[2][:-20]
+    file.write_text("\n".join(lines) + "\n")
+    broken = file.read_text()
+    result = accepted.run()
+    assert result.ret == 4, f"exit status {result.ret}"
+    result.stdout.fnmatch_lines(["*portable.jsonl:3*"])
+    assert file.read_text() == broken, "the broken file was changed"
+    runs = sorted((accepted.results / "runs").glob("*.jsonl"))
+    assert read_run(runs[-1]).measurements, "the run was not recorded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--pb-profile=smok"], "smoke"),
+        (["--pb-model=toi"], "toy"),
+        (["--pb-runtime=virtua"], "virtual"),
+        (["--pb-recipe=magnitud:0.5"], "magnitude"),
+        (["--pb-recipe=magnitude:0.5,,"], "^"),
+        (["--pb-threads=0"], ">= 1"),
+        (["--pb-checkpoints=nowhere"], "nowhere"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_wrong_options_are_usage_errors(toy: Toy, arguments: list[str], says: str) -> None:
+    result = toy.run(*arguments)
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    assert says in text, text
+    assert "Traceback" not in text, text
+
+
+def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:
+    result = toy.pytester.runpytest_inprocess("--benchmark-compare", "benchmarks")
+    assert result.ret == 4, result.stdout.str()
+    result.stderr.fnmatch_lines(["*write the path first*"])
+
+
+def test_it_is_inert_elsewhere(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import sys\ndef test_one(): assert 'torch' not in sys.modules")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert result.ret == 0, result.stdout.str()
+    assert "pruning_bench" not in result.stdout.str().split("test session starts")[1].split("collected")[1]
+    assert not (pytester.path / "results").exists(), "it wrote results"
+
+
+def test_fresh_processes_know_the_users_definitions(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, everything_imported: None
+) -> None:
+    toy = Toy(pytester, monkeypatch)
+    assert toy.run("-k", "latency").ret == 0
+    assert toy.accept("--times", "--only", PLANTED) == 0
+    (file,) = (toy.results / "baselines").glob("times-*.jsonl")
+    line = next(json.loads(row) for row in file.read_text().splitlines() if '"speed"' in row)
+    assert line["processes"] == 5, line
+    assert line["value"] == pytest.approx(0.5, rel=0.02), line
