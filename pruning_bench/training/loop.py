@@ -146,7 +146,7 @@ def train_epoch(
     loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     total = torch.zeros((), device=device)
     model.train()
-    with _randomness(config.seed, epoch) as generator:
+    with _randomness(config.seed, epoch, device) as generator:
         order = torch.randperm(len(split), generator=generator)
         for index, chosen in enumerate(torch.split(order, config.batch)):
             for group in optimizer.param_groups:
@@ -177,9 +177,12 @@ def _batch(
 
 
 @contextmanager
-def _randomness(seed: int, epoch: int) -> Iterator[torch.Generator]:
+def _randomness(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Generator]:
     """A generator of this epoch alone; dropout, which takes none, draws from a global one seeded the same way."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
-    with torch.random.fork_rng():
-        torch.manual_seed(number)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(number)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield torch.Generator().manual_seed(number)

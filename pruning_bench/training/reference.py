@@ -147,8 +147,8 @@ def train_reference(
 
 def seeded_model(name: str, options: dict[str, Any], seed: int) -> nn.Module:
     """A registered model whose random weights depend on `seed` alone; the global generator is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU
+        torch.default_generator.manual_seed(seed)
         return build_model(name, **options)
 
 
