@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     accepting.add_argument(
         "--checkpoints", type=Path, default=None, help="folder of your own models, if the run used it"
     )
+    accepting.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="FILE", help="a conftest.py with definitions"
+    )
     accepting.set_defaults(run=_accept)
     for command in (judging, accepting):
         command.add_argument("run_id", metavar="RUN", help="id (or its beginning), file, or 'latest'")
@@ -163,6 +166,11 @@ def _judge(chosen: argparse.Namespace) -> int:
 def _accept(chosen: argparse.Namespace) -> int:
     from pruning_bench import accepting
 
+    if chosen.imports:
+        from pruning_bench.discover import discover, import_files
+
+        discover()
+        import_files(chosen.imports)
     scope: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
     print(
         accepting.accept(

@@ -4,8 +4,9 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning_bench import cli, compress, processes, suite
+from pruning_bench import cli, compress, measuring, processes, suite
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.measuring import measure_latency
@@ -253,10 +254,27 @@ def test_a_runtime_that_is_away_is_unavailable(accepted: Toy) -> None:
     assert result.ret == 1, result.stdout.str()
 
 
-def test_a_failing_control_makes_the_run_invalid(toy: Toy) -> None:
-    from pruning_bench import measuring
+def _no_slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "slowed", lambda call, share, clock: call)
 
-    toy.monkeypatch.setattr(measuring, "slowed", lambda call, share, clock: call)
+
+def _nothing_is_significant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "mcnemar_midp", lambda lost, gained: 1.0)
+
+
+def _twin_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = measuring.sample
+
+    def drifting(*args: Any, **options: Any) -> Any:
+        taken = original(*args, **options)
+        return replace(taken, twin=tuple(1.2 * seconds for seconds in taken.twin))
+
+    monkeypatch.setattr(measuring, "sample", drifting)
+
+
+@pytest.mark.parametrize("spoil", [_no_slow_down, _nothing_is_significant, _twin_drifts])
+def test_a_failing_control_makes_the_run_invalid(toy: Toy, spoil: Callable[[pytest.MonkeyPatch], None]) -> None:
+    spoil(toy.monkeypatch)
     result = toy.run()
     assert result.ret == 6, f"exit status {result.ret}\n{result.stdout.str()}"
     assert toy.accept() == 2, "an invalid run was accepted"

@@ -36,6 +36,7 @@ class L1Filter:
 
     scope: Literal["layer", "global"] = "layer"
     name: ClassVar[str] = "l1_filter"
+    examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.25", "l1_filter:0.5")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
         reference="Li et al., Pruning filters for efficient ConvNets, ICLR 2017, arXiv 1608.08710",

@@ -34,6 +34,7 @@ class Magnitude:
 
     scope: Literal["layer", "global"] = "global"
     name: ClassVar[str] = "magnitude"
+    examples: ClassVar[tuple[str, ...]] = ("magnitude:0.5", "magnitude:0.9", "magnitude:0.9,scope=layer")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
         reference="Han et al., Learning both weights and connections, NeurIPS 2015, arXiv 1506.02626",

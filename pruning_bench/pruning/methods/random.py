@@ -30,6 +30,7 @@ class Random:
 
     scope: Literal["layer", "global"] = "global"
     name: ClassVar[str] = "random"
+    examples: ClassVar[tuple[str, ...]] = ("random:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(structure="element", random=True)
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan:

@@ -62,6 +62,7 @@ class BnRecalibrate:
     batch: int = 250
 
     name: ClassVar[str] = "bn_recalibrate"
+    examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+bn_recalibrate:8",)
     tags: ClassVar[StepTags] = StepTags(
         trains_weights=False,
         reference="Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, 2016, arXiv 1603.04779",

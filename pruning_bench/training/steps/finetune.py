@@ -48,6 +48,7 @@ class Finetune:
     amp: bool = False
 
     name: ClassVar[str] = "finetune"
+    examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+finetune:2",)
     tags: ClassVar[StepTags] = StepTags(
         reference="Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, "
         "arXiv 1506.02626"
