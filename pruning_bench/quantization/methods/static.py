@@ -37,6 +37,7 @@ class Static:
     """
 
     name: ClassVar[str] = "static"
+    examples: ClassVar[tuple[str, ...]] = ("static:w8a8", "static:w8a8,granularity=per_tensor")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         reference="Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
         "Inference, CVPR 2018, arXiv 1712.05877"
@@ -96,11 +97,10 @@ def observe(
 class _Observer(fx.Interpreter):
     """Runs the graph and watches the values at the points."""
 
-    extra_traceback = False  # else every error's message grows by the node that ran
-
     def __init__(self, program: ExportedProgram, points: Points, who: str) -> None:
         module, nodes = runnable(program)
         super().__init__(module)
+        self.extra_traceback = False  # else every error's message grows by the node that ran
         self.who, self.at = who, {nodes[node]: name for name, node in points.values.items()}
         self.seen = {name: MinMax() for name in points.values}
 
