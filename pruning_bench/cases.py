@@ -67,9 +67,9 @@ def parse_id(text: str) -> Case:
     match = _ID.match(text)
     if not match:
         raise PruningBenchError("case", repr(text), "model-dataset/recipe/runtime[-cuda][-tN][-bN][-sN]")
-    words = {key: value for key, value in match.groupdict().items() if value is not None}
-    numbers: dict[str, Any] = {key: int(words.pop(key)) for key in ("threads", "batch", "seed") if key in words}
-    return Case(**words, **numbers)
+    words: dict[str, Any] = {key: value for key, value in match.groupdict().items() if value is not None}
+    words.update({key: int(words[key]) for key in ("threads", "batch", "seed") if key in words})
+    return Case(**words)
 
 
 @dataclass(frozen=True)

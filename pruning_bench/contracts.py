@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -31,6 +31,8 @@ class Context:
         example_inputs: positional arguments of the model's forward, batch first.
         generator: the only source of random numbers, on the CPU.
         calibration: batches of model inputs (each a tuple of positional arguments), or None.
+        earlier: parameter name -> mask of what earlier steps keep, in the model's present shapes; a level is a share of
+            what they left.
         train: labelled examples for steps that train, or None.
         seed: the case's seed; `generator` was seeded with it.
         progress: called as `progress(message, done, total)`.
@@ -40,6 +42,7 @@ class Context:
     generator: torch.Generator
     calibration: Sequence[tuple[Tensor, ...]] | None = None
     train: Split | None = None
+    earlier: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[str, int, int], None] = _silent
 

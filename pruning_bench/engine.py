@@ -18,7 +18,7 @@ from pruning_bench.discover import discover
 from pruning_bench.errors import ModelError, PluginError
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
-from pruning_bench.pruning.masks import apply_masks
+from pruning_bench.pruning.masks import apply_masks, current_masks
 from pruning_bench.quantization import lower
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 
@@ -106,7 +106,10 @@ def compress(
         if state.quant_plan is not None:
             raise ModelError("compress", f"{step} after quantization", "quantization as the last step", str(parsed))
         generator = torch.Generator().manual_seed(seed * 1009 + index)
-        context = Context(example_inputs, generator, calibration, train, seed, *([progress] if progress else []))
+        earlier = current_masks(state.plans)
+        context = Context(
+            example_inputs, generator, calibration, train, earlier, seed, *([progress] if progress else [])
+        )
         state.run(step, context)
     return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
 

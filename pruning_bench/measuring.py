@@ -70,13 +70,15 @@ def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
     labels = bench.dataset(case.dataset).test.labels
     logits, dense = bench.logits(case), bench.logits(case.dense)
     flipped = accuracy.flips(dense, logits, labels)
-    detail = {
+    detail: dict[str, Any] = {
         "per_class": accuracy.per_class_accuracy(logits, labels),
         "confusion": accuracy.confusion_matrix(logits, labels).tolist(),
     }
     record = _recorder(bench, case)
     measured = [
-        record("top1", accuracy.top1(logits, labels), vector=pack(accuracy.correct(logits, labels)), detail=detail),
+        record(
+            "top1", accuracy.top1(logits, labels), vector=pack(accuracy.correct(logits, labels).numpy()), detail=detail
+        ),
         record("top5", accuracy.top5(logits, labels)),
         record("loss", accuracy.cross_entropy(logits, labels)),
         record("agreement", accuracy.agreement(logits, dense)),

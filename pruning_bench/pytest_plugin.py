@@ -15,6 +15,7 @@ import pytest
 from pruning_bench.errors import PruningBenchError, UnavailableError
 
 if TYPE_CHECKING:
+    from pruning_bench.records import CaseState
     from pruning_bench.suite import Suite
 
 SUFFIX = "_case"
@@ -170,11 +171,11 @@ def _selected(session: pytest.Session) -> Iterator[tuple[str, tuple[str, str]]]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Notes what became of a case."""
     if STATE in item.config.stash and (call.when == "call" or call.excinfo):
-        suite = item.config.stash[STATE]
         problem = call.excinfo.value if call.excinfo else None
         skipped = isinstance(problem, pytest.skip.Exception)
-        state = "ran" if problem is None else "skipped" if skipped else "error"
-        suite.note(item.nodeid, state, str(problem).splitlines()[0] if problem and str(problem) else repr(problem))
+        state: CaseState = "ran" if problem is None else "skipped" if skipped else "error"
+        reason = str(problem).splitlines()[0] if str(problem) else repr(problem)
+        item.config.stash[STATE].note(item.nodeid, state, reason)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -78,7 +78,7 @@ def review_run(
         fresh = [m for process in afresh(asked, policy.confirmation_processes) for m in process]
         again = dataclasses.replace(run, measurements=tuple(fresh))
         write_run(again, _confirmation(results, run, number))
-        report = confirm(report, fresh, baseline, policy)
+        report = confirm(report, fresh, baseline)
         asked = list(suspects(report))  # what was undecided before may be suspect now
     return Review(run, report, rows_of(run, report, baseline))
 
@@ -95,7 +95,7 @@ def review(results: Path, run_id: str, *, require: Collection[str] = ()) -> Revi
     report = judge_run(run, baseline, policy, require)
     for number in ROUNDS:
         if (path := _confirmation(results, run, number)).is_file():
-            report = confirm(report, read_run(path).measurements, baseline, policy)
+            report = confirm(report, read_run(path).measurements, baseline)
     return Review(run, report, rows_of(run, report, baseline))
 
 

@@ -15,6 +15,7 @@ from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
 from pruning_bench.errors import LevelError, ModelError, PluginError, RecipeError, UnknownNameError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
+from pruning_bench.pruning.masks import current_masks
 from pruning_bench.registry import STEPS
 
 RECIPES = [
@@ -110,6 +111,13 @@ def test_the_masked_twin_computes_what_the_float_model_computes(block: nn.Module
     shapes = {k: v.shape for k, v in block.state_dict().items()}
     twins = {k: v.shape for k, v in made.masked_twin.state_dict().items()}
     assert twins == shapes, f"{recipe}: the twin has not the dense model's names and shapes"
+
+
+def test_repeated_masks_compound(block: nn.Module, train: Split) -> None:
+    made = make(block, "repeat(3,magnitude:0.5)", train)
+    left = sum(int(mask.sum()) for mask in current_masks(made.plans).values())
+    total = sum(mask.numel() for mask in made.plans[0].masks.values())
+    assert left == total / 8, f"{left} of {total} weights left after halving three times"
 
 
 def test_the_finished_masked_model_is_plain(block: nn.Module, train: Split) -> None:

@@ -50,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in its three roles: `train` (training, calibration), `selection` (every choice), `test` (looked at once).
+    """A data set in its three roles: `train` (and calibration), `selection` (every choice), `test` (looked at once).
 
     Args:
         name: the registered name.
@@ -80,7 +80,7 @@ F = TypeVar("F", bound=Callable[..., Dataset])
 
 
 def reference_dataset(load: F) -> F:
-    """Registers a loader under its function name: `load(folder: Path | None = None, *, full: bool = False) -> Dataset`."""
+    """Registers a loader `load(folder: Path | None = None, *, full: bool = False) -> Dataset` under its own name."""
     DATASETS.add(load.__name__, ReferenceDataset(load.__name__, load))
     return load
 

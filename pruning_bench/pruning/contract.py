@@ -97,7 +97,8 @@ class PruningMethod(Protocol):
     name: ClassVar[str]
     tags: ClassVar[PruningTags]
 
-    def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan | ChannelPlan: ...
+    def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan | ChannelPlan:
+        """What to remove; never changes the model."""
 
 
 def pruning_method(cls: C) -> C:

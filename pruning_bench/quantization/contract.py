@@ -80,7 +80,8 @@ class QuantizationMethod(Protocol):
     name: ClassVar[str]
     tags: ClassVar[QuantizationTags]
 
-    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan: ...
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        """How to quantize; never changes the model."""
 
 
 def quantization_method(cls: C) -> C:

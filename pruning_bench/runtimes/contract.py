@@ -32,7 +32,7 @@ class Session:
 
     Args:
         run: positional inputs (torch tensors, batch first) -> output tensor; for quality, any batch size.
-        bind: inputs -> a function of no arguments that runs the model on them, with all copying done before; for timing.
+        bind: inputs -> a function of no arguments that runs the model on them, all copying done before; for timing.
         kernels: what the runtime executes, layer by layer; empty if it cannot say.
         clock: seconds, monotonic; read before and after a block of calls, so that a clock which first waits for the
             device times asynchronous work. Sessions are only timed side by side when they share their clock.
@@ -50,8 +50,8 @@ class Session:
 class Runtime(Protocol):
     """Implemented by a class without state; see `runtime`.
 
-    A runtime that only simulates quantized models says so by `simulates_quantized = True`: they are not timed on it. One
-    that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
+    A runtime that only simulates quantized models says so by `simulates_quantized = True`: they are not timed on it.
+    One that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
     """
 
     name: ClassVar[str]
@@ -64,7 +64,8 @@ class Runtime(Protocol):
 
     def build(
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
-    ) -> Session: ...
+    ) -> Session:
+        """A session of the model; raises `UnavailableError` where it cannot run, `ModelError` if it cannot be built."""
 
 
 def runtime(cls: C) -> C:

@@ -93,7 +93,7 @@ def train_reference(
     """Trains a model by name on a data set by name and writes checkpoint and card; the test set is looked at once.
 
     Args:
-        config: how to train; None takes the defaults, with which the shipped checkpoints were made.
+        config: how to train; None takes the defaults. The cards of the shipped checkpoints name theirs.
         options: of the model's builder, e.g. `{"activation": "gelu"}`.
         data_dir: where the full data lie; see `load_dataset`.
         full: train on the full training split.

@@ -9,7 +9,7 @@ from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
-from pruning_bench.pruning.masks import keep_largest, prunable, select_global
+from pruning_bench.pruning.masks import choose_masks, prunable
 from pruning_bench.recipe import sparsity_of
 
 
@@ -41,10 +41,8 @@ class Magnitude:
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan:
-        """A mask over all prunable weights; `level` is the share removed, in [0, 1)."""
+        """A mask over all prunable weights; `level` is the share removed of what earlier steps left, in [0, 1)."""
         sparsity = sparsity_of(self.name, level)
         weights = prunable(model, context.example_inputs)
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
-        if self.scope == "global":
-            return MaskPlan(select_global(scores, sparsity))
-        return MaskPlan({name: keep_largest(score, sparsity) for name, score in scores.items()})
+        return MaskPlan(choose_masks(scores, sparsity, self.scope, context.earlier))
