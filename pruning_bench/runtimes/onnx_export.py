@@ -39,12 +39,17 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> b
     assert made is not None
     for index, node in enumerate(made.model.graph):
         node.name = SEPARATOR.join((_layer(node), node.op_type, str(index)))
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.name = f"{node.name}{SEPARATOR}{output.index()}"  # some fusions name a node after what it gives
     content: bytes = made.model_proto.SerializeToString()
     return content
 
 
 def _layer(node: Any) -> str:
-    """Module path of what an ONNX node came from; "" for the model itself."""
+    """Module path of what an ONNX node came from; "" for the model itself. A ReLU goes by what it is fused into."""
+    if node.op_type == "Relu" and node.inputs[0].producer() is not None:
+        return _layer(node.inputs[0].producer())
     scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
     for prefix in (QUANTIZED, POINTS):
         if len(scopes) > 1 and scopes[1].startswith(f"{prefix}."):

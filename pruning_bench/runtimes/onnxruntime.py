@@ -24,6 +24,7 @@ from pruning_bench.runtimes.kernels import list_kernels
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
+UNWANTED = ["WeightBiasQuantization"]  # it quantizes layers that the plan left in float
 NEEDED = ("onnxruntime", "onnx", "onnxscript")
 
 
@@ -80,7 +81,7 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
         optimized = Path(folder) / "optimized.onnx"
         if listing:
             options.optimized_model_filepath = str(optimized)
-        inner = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        inner = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED)
         kernels: tuple[Kernel, ...] = list_kernels(optimized.read_bytes()) if listing else ()
     return Session(run=_runner(inner), bind=_binder(inner), kernels=kernels)
 

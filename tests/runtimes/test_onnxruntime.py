@@ -164,6 +164,21 @@ def test_mutant_plan_without_a_point_shows_float_layers(point: str, layers: set[
     assert error < 0.02, f"the broken plan's simulation is off by {error:.4f} of the largest output"
 
 
+def test_mutant_plan_without_a_weight_shows_its_layer(models: dict[str, Built]) -> None:
+    built = models["residual"]
+    kept = {name: affine for name, affine in built.plan.weights.items() if name != "conv2.weight"}
+    session = OnnxRuntime().build(Made(built.model, replace(built.plan, weights=kept)), built.inputs)
+    found = float_fallbacks(session.kernels)
+    assert found == ("conv2 (Conv float32)",), f"{found}, should be conv2 alone"
+
+
+def test_float_layers_keep_their_names(models: dict[str, Built]) -> None:
+    built = models["resnet20"]
+    named = {text.split(" ")[0] for text in float_fallbacks(built.float_session.kernels)}
+    layers = {weight.removesuffix(".weight") for weight in built.plan.weights}
+    assert named == layers, f"{sorted(named ^ layers)} of the float model"
+
+
 def test_fewer_weight_bits_run_on_the_same_kernels() -> None:
     model, _, context = example(Static())
     plan = Static().plan(model, "w7a8", context)
