@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError, UnavailableError
-from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.training.loop import TrainConfig
 from pruning_bench.training.reference import train_reference
 
@@ -57,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activation", help="activation function of the model (default: the model's own)")
     parser.add_argument("--data-dir", type=Path, help="folder of the full data set (default: the usual places)")
     parser.add_argument("--shipped-data", action="store_true", help="train on the shipped 5,000 images only")
-    parser.add_argument("--out-dir", type=Path, default=SHIPPED, help="folder of checkpoint and card (%(default)s)")
+    parser.add_argument(
+        "--out-dir", type=Path, default=Path("checkpoints"), help="folder of checkpoint and card (%(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
