@@ -297,11 +297,9 @@ def test_benchmark_compare_works_on_the_second_run_from_any_folder(toy: Toy) -> 
     elsewhere = toy.pytester.path / "elsewhere"
     elsewhere.mkdir()
     toy.monkeypatch.chdir(elsewhere)
-    arguments = [
-        a if not a.startswith("--pb-checkpoints") else f"--pb-checkpoints={toy.pytester.path}/trained"
-        for a in ARGUMENTS
-    ]
-    result = toy.pytester.runpytest_inprocess(str(toy.pytester.path / "benchmarks"), *arguments, "--benchmark-compare")
+    where, trained = str(toy.pytester.path / "benchmarks"), f"--pb-checkpoints={toy.pytester.path / 'trained'}"
+    with registries_kept():
+        result = toy.pytester.runpytest_inprocess(where, *ARGUMENTS, trained, "--benchmark-compare")
     assert result.ret == 0, result.stdout.str()
     result.stdout.fnmatch_lines(["*(0001_suite)*", "*(NOW)*"])
     assert len(list((toy.results / "runs").glob("*.jsonl"))) == 2, "the second run was recorded elsewhere"
@@ -343,7 +341,8 @@ def test_wrong_options_are_usage_errors(toy: Toy, arguments: list[str], says: st
 
 
 def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:
-    result = toy.pytester.runpytest_inprocess("--benchmark-compare", "benchmarks")
+    with registries_kept():
+        result = toy.pytester.runpytest_inprocess("--benchmark-compare", "benchmarks")
     assert result.ret == 4, result.stdout.str()
     result.stderr.fnmatch_lines(["*write the path first*"])
 

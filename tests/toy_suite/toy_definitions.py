@@ -82,7 +82,7 @@ class Clock:
         self.noise = random.Random(0)
 
     def __call__(self) -> float:
-        self.now += 1e-9
+        self.now += 1e-6
         return self.now
 
     def run(self, seconds: float) -> None:
