@@ -42,8 +42,9 @@ def accept(
     run = read_run(find_run(results / "runs", run_id))
     folder = results / "baselines"
     before = read_baseline(folder)
-    if scope != "portable":
+    if scope == "all":
         merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
+    if scope != "portable":
         run = _with_process_samples(run, only, data, checkpoints)
     written = write_baseline(merged(before, run, reason=reason, only=only, scope=scope), folder)
     names = ", ".join(path.name for path in written)
