@@ -8,10 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pruning_bench.errors import RecordError
-from pruning_bench.judging.acceptance import Scope
+from pruning_bench.judging.acceptance import Scope, refuse_run
 from pruning_bench.judging.acceptance import accept as merged
 from pruning_bench.judging.baseline import read_baseline, write_baseline
 from pruning_bench.judging.case_ids import group_of
+from pruning_bench.judging.controls import broken, reason_of
 from pruning_bench.judging.gate import runtime_of
 from pruning_bench.judging.history import find_run
 from pruning_bench.judging.policy import Policy
@@ -42,6 +43,7 @@ def accept(
     run = read_run(find_run(results / "runs", run_id))
     folder = results / "baselines"
     before = read_baseline(folder)
+    refuse_run(run, reason)
     if scope == "all":
         merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
     if scope != "portable":
@@ -60,6 +62,15 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
         return run
     fresh = _measure(run, short, policy, data, checkpoints)
     fresh = [m for m in fresh if m.rule in ("speed", "canary", "control")]
+    if bad := broken(fresh):
+        raise RecordError(
+            "accept", f"{bad[0].metric} failed ({reason_of(bad[0])})", "controls that hold", bad[0].case_id
+        )
+    recorded = {(m.case_id, m.metric): m.fingerprint for m in run.measurements}
+    for m in fresh:
+        if recorded.get((m.case_id, m.metric), m.fingerprint) != m.fingerprint:
+            expected = "the run's: repeat its --checkpoints or --data"
+            raise RecordError("accept", "another checkpoint or data than the run's", expected, m.case_id)
     replaced = {(m.case_id, m.metric) for m in fresh}
     kept = [m for m in run.measurements if (m.case_id, m.metric) not in replaced]
     return dataclasses.replace(run, measurements=(*kept, *merge([*fresh, *_best_canaries(fresh)])))

@@ -20,19 +20,23 @@ KINDS = ("methods", "models", "datasets", "runtimes", "metrics", "profiles")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; a user's mistake ends in one line on standard error and status 2."""
-    parser = _parser()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        chosen = parser.parse_args(arguments)
+        chosen = _parser("train" in words[:1]).parse_args(words)
         return int(chosen.run(chosen))
     except PruningBenchError as problem:
         print(f"pruning-bench: {problem}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as problem:
+        print(f"pruning-bench: {problem.strerror or problem} [{problem.filename}]", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("pruning-bench: interrupted; files are as they were", file=sys.stderr)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
+    """All commands; the arguments of `train` only when it is wanted, since they come with torch."""
     parser = argparse.ArgumentParser(prog="pruning-bench", description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"pruning-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -43,10 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_list)
 
-    training = commands.add_parser(
-        "train", help="train a reference model and write its checkpoint", formatter_class=_Formatter
-    )
-    _add_training(training)
+    training = commands.add_parser("train", help="train a model and write its checkpoint", formatter_class=_Formatter)
+    if training_wanted:
+        _add_training(training)
 
     making = commands.add_parser("compress", help="run a recipe on a trained model and write the result")
     making.add_argument("model", help="a registered model with a shipped checkpoint, or the path of a checkpoint")
@@ -122,8 +125,9 @@ def _compress(chosen: argparse.Namespace) -> int:
     from pruning_bench.progress import progress_bar
     from pruning_bench.workbench import Workbench, compress_with
 
-    if chosen.output.exists() and not chosen.force:
-        raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(chosen.output))
+    for path in (chosen.output, chosen.output.with_suffix(".json")):
+        if path.exists() and not chosen.force:
+            raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(path))
     if chosen.output.suffix != ".safetensors":
         raise PruningBenchError("compress", f"-o {chosen.output.name}", "a name ending in .safetensors")
     bench = Workbench(folder=chosen.data, full=chosen.data is not None)

@@ -55,16 +55,22 @@ def import_files(files: Iterable[str]) -> None:
     Raises:
         PluginError: a file that is missing or fails to import.
     """
-    for file in map(Path, files):
-        name = f"pruning_bench_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-        if name in sys.modules:
+    for file in (Path(name).resolve() for name in files):
+        if file in _loaded_files():
             continue
+        name = f"pruning_bench_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
         if spec is None or spec.loader is None:
             raise PluginError("import", "no such file", "a Python file that registers definitions", str(file))
-        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look there
         try:
             spec.loader.exec_module(module)
         except Exception as problem:
+            del sys.modules[name]
             raise PluginError("import", f"{type(problem).__name__}: {problem}", "importable", str(file)) from problem
-        sys.modules[name] = module
+
+
+def _loaded_files() -> set[Path]:
+    """Files that are imported already, under whatever name: an entry point's, a `conftest.py`."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return {Path(file).resolve() for file in files if file}

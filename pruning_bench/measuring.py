@@ -23,6 +23,7 @@ from pruning_bench.judging.statistics import (
     drop_interval,
     mcnemar_midp,
     q10_log_ratio,
+    smallest_drop,
 )
 from pruning_bench.judging.vectors import pack
 from pruning_bench.metrics import accuracy
@@ -90,8 +91,8 @@ def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
         simulated = bench.simulated_logits(case)
         detail = {"dense": accuracy.agreement(dense, simulated)}
         measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated), detail=detail))
-    if case == case.dense:
-        measured.append(_flipped(record, logits, labels))
+    if case == case.dense and (control := _flipped(record, logits, labels)):
+        measured.append(control)
     seen = Evaluation(logits, labels, dense, bench.compressed(case).float_model, bench.example_inputs(case))
     return measured + [record(name, METRICS[name].compute(seen)) for name in METRICS if METRICS[name].compute]
 
@@ -118,6 +119,14 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
     The anchor is the dense model on the same runtime. The dense models on the other runtimes run along, so that the
     ratio to the strongest of them comes from the same blocks; a dense case is its own anchor and takes the controls.
     """
+    threads = torch.get_num_threads()  # runtimes set the process's for the time of the measurement
+    try:
+        return _time(bench, case, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     policy = Policy()
     inputs = tuple(x.repeat(case.batch, *[1] * (x.dim() - 1)) for x in bench.example_inputs(case))
     session = bench.session(case)
@@ -138,6 +147,8 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
             enough=_enough(policy, seed),
             min_pairs=policy.min_pairs,
             max_pairs=policy.max_pairs,
+            twin_every=1 if case == case.dense else 0,
+            block_seconds=1e-3 if case.device == "cpu" else 2e-3,
             budget_seconds=LATENCY_SECONDS,
             clock=session.clock,
         )
@@ -147,10 +158,11 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
     log_ratio = q10_log_ratio(taken.case, taken.anchor)
     error = bootstrap_error(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
     kernels = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in session.kernels]
+    how = {"pairs": len(taken.case), "settled": taken.settled, "stopped": taken.stopped}
     return [
         record("latency", _q10(taken.case), samples=taken.case, detail={"kernels": kernels}),
         record("anchor_latency", _q10(taken.anchor), samples=taken.anchor),
-        record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,)),
+        record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,), detail=how),
         _strongest(record, case, taken),
         *controls,
         *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
@@ -231,10 +243,13 @@ def _control(record: Record, metric: str, estimate: Estimate, holds: bool, why: 
     return record(metric, math.exp(estimate.value), detail={"holds": holds, "why": why})
 
 
-def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Measurement:
-    """1 % of the right predictions made wrong: the test that judges accuracy must find it."""
-    policy, right = Policy(), accuracy.correct(logits, labels)
-    lost = max(1, len(labels) // 100)
+def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Measurement | None:
+    """Some right predictions made wrong, 1 % or the fewest that so many examples can show: the judge must find it."""
+    policy, right, count = Policy(), accuracy.correct(logits, labels), len(labels)
+    smallest = smallest_drop(count, 0, policy.accuracy_margin, policy.accuracy_p, policy.confidence)
+    lost = max(count // 100, math.ceil((smallest or 1) * count) + 1)
+    if smallest is None or lost > int(right.sum()):
+        return None  # no drop that can happen here can be shown
     after = accuracy.correct(accuracy.with_flips(logits, labels, lost, torch.Generator().manual_seed(0)), labels)
     gone, won = int((right & ~after).sum()), int((~right & after).sum())
     p, (low, _) = mcnemar_midp(gone, won), drop_interval(gone, won, len(labels), policy.confidence)

@@ -15,7 +15,7 @@ from pruning_bench.cases import Case, parse_id
 from pruning_bench.engine import Progress
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.records import Measurement, read_measurement
-from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.registry import DATASETS, MODELS, RUNTIMES, STEPS
 from pruning_bench.workbench import Workbench
 
 
@@ -65,10 +65,11 @@ def _save_models(bench: Workbench, cases: Sequence[Case], folder: Path) -> dict[
 
 
 def _user_files() -> list[str]:
-    """Files outside the package that registered a model or runtime; a fresh process must import them too."""
+    """Files outside the package that registered something a fresh process needs: it must import them too."""
     package = Path(__file__).parent
     definitions = [type(RUNTIMES[name]) for name in RUNTIMES] + [MODELS[name].build for name in MODELS]
     definitions += [DATASETS[name].load for name in DATASETS]
+    definitions += [STEPS[name] for name in STEPS]
     files = {Path(inspect.getfile(definition)).resolve() for definition in definitions}
     return sorted(str(file) for file in files if package not in file.parents)
 

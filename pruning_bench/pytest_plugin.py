@@ -70,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def use_suite_storage(config: pytest.Config) -> None:
     """Lets pytest-benchmark save every run under the results folder; call it from the suite's `conftest.py`."""
     config.stash[SUITE_FOLDER] = True
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        raise pytest.UsageError("pytest -n: several processes, should be one: what runs in parallel cannot be timed")
     if config.getoption("benchmark_storage", None) == DEFAULT_STORAGE:
         config.option.benchmark_storage = f"file://{results_folder(config) / 'runs' / 'pytest-benchmark'}"
         if not (config.getoption("benchmark_autosave") or config.getoption("benchmark_save")):
@@ -97,7 +99,7 @@ def _suite(config: pytest.Config) -> Suite:
     if STATE not in config.stash:
         from pruning_bench.suite import Options, Suite
 
-        if config.getoption("numprocesses", None):
+        if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
             raise PruningBenchError("pytest -n", "several processes", "one: what runs in parallel cannot be timed")
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
         config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
@@ -115,6 +117,7 @@ class BoundCase:
         try:
             self.suite.measure(self.family, self.case_id)
         except UnavailableError as problem:
+            self.suite.unavailable.add((self.family, self.case_id))
             pytest.skip(str(problem))
         except PruningBenchError as problem:
             pytest.fail(str(problem), pytrace=False)
@@ -234,5 +237,5 @@ def pytest_benchmark_compare_machine_info(
     keys = [key for key in sorted({**machine_info, **then}) if str(machine_info.get(key)) != str(then.get(key))]
     if keys:
         text = f"pytest-benchmark compares with a run from another environment ({', '.join(keys)} differ)"
-        config.issue_config_time_warning(pytest.PytestWarning(text), stacklevel=2)
+        config.get_terminal_writer().line(text)  # no warning: a project may turn warnings into errors
     compared_benchmark["machine_info"] = machine_info

@@ -114,6 +114,7 @@ class CaseStatus:
     Args:
         metrics: what the tests that ran to their end were due to record for this case; if absent it is MISSING.
         trains: the recipe trains weights, so that seeds are the unit of accuracy.
+        extra: asked for by name and not of the profile, so that later runs of the profile need not yield it.
     """
 
     case_id: str
@@ -121,6 +122,7 @@ class CaseStatus:
     reason: str = ""
     metrics: tuple[str, ...] = ()
     trains: bool = False
+    extra: bool = False
 
 
 @dataclass(frozen=True)

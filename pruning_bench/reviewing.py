@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning_bench.errors import RecordError
+from pruning_bench.errors import PruningBenchError, RecordError
 from pruning_bench.judging.baseline import read_baseline
 from pruning_bench.judging.gate import Report, confirm, judge_run, suspects, undecided
 from pruning_bench.judging.history import find_run, run_path
 from pruning_bench.judging.policy import Policy
-from pruning_bench.records import Measurement, Run, read_run, write_atomically, write_run
+from pruning_bench.judging.verdicts import WHOLE_CASE, Verdict
+from pruning_bench.records import Measurement, Outcome, Run, read_run, write_atomically, write_run
 from pruning_bench.reporting.as_json import to_json
 from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, rows_of
@@ -75,7 +76,12 @@ def review_run(
     for number in ROUNDS:
         if not asked or afresh is None:
             break
-        fresh = [m for process in afresh(asked, policy.confirmation_processes) for m in process]
+        try:
+            fresh = [m for process in afresh(asked, policy.confirmation_processes) for m in process]
+        except PruningBenchError as problem:
+            failed = [Verdict(c, WHOLE_CASE, Outcome.ERROR, note=str(problem), fails=True) for c in asked]
+            report = dataclasses.replace(report, verdicts=(*failed, *report.verdicts))
+            break
         again = dataclasses.replace(run, measurements=tuple(fresh))
         write_run(again, _confirmation(results, run, number))
         report = confirm(report, fresh, baseline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -84,7 +84,8 @@ class Suite:
         chosen = [(m, d) for m, d in pairs if m in (options.model or MODELS) and d in (options.dataset or DATASETS)]
         if not chosen:
             raise PruningBenchError("suite", "no trained model", "a checkpoint of a registered model", str(checkpoints))
-        self.whole = cases.grid(self.profile, pairs, device=options.device)
+        known = tuple(dict.fromkeys([*pairs, *cases.reference_pairs(DATASETS, SHIPPED)]))
+        self.whole = [case for device in ("cpu", "cuda") for case in cases.grid(self.profile, known, device=device)]
         self.grid = cases.grid(
             self.profile,
             chosen,
@@ -99,6 +100,7 @@ class Suite:
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
         self.problem = ""
+        self.unavailable: set[tuple[str, str]] = set()
         self._items: dict[str, tuple[str, str]] = {}
         self._states: dict[str, tuple[CaseState, str]] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
@@ -143,6 +145,8 @@ class Suite:
     def note(self, node_id: str, state: CaseState, reason: str) -> None:
         """Notes how the test of a case ended."""
         if node_id in self._items:
+            if state == "skipped" and self._items[node_id] not in self.unavailable:
+                state = "deselected"  # skipped by a mark or an option, not by its runtime
             self._states[node_id] = (state, reason if state != "ran" else "")
 
     def reports_something(self) -> bool:
@@ -156,12 +160,13 @@ class Suite:
             state, reason = self._states.get(node, ("not_run", ""))
             by_case.setdefault(case_id, []).append((family, state, reason))
         everything = dict.fromkeys([*self.whole, *self.grid])
-        return tuple(_status(case, by_case.get(str(case), [])) for case in everything)
+        whole = set(self.whole)
+        return tuple(replace(_status(case, by_case.get(str(case), [])), extra=case not in whole) for case in everything)
 
     def run(self, interrupted: bool = False) -> Run:
         """The record of this run so far."""
         return Run(
-            id=f"{self.created:%Y%m%dT%H%M%S}-{self.profile.name}",
+            id=f"{self.created:%Y%m%dT%H%M%S%f}-{self.profile.name}",
             created=self.created.isoformat(timespec="seconds"),
             profile=self.profile.name,
             environment=self.environment,
@@ -203,7 +208,7 @@ class Suite:
 def _status(case: Case, ended: list[tuple[str, CaseState, str]]) -> CaseStatus:
     """The worst of what a case's tests ended in, and the metrics that were due from those that ran to their end."""
     due = tuple(metric for family, state, _ in ended if state == "ran" for metric in FAMILIES[family].due(case))
-    for state in ("error", "skipped", "not_run", "ran"):
+    for state in ("error", "skipped", "not_run", "ran", "deselected"):
         for _, found, reason in ended:
             if found == state:
                 return CaseStatus(str(case), found, reason, due, case.trains)

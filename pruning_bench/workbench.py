@@ -107,8 +107,14 @@ class Workbench:
         if made.quant_plan is None or rules == lower.INTEGER:  # then it is what eager runs
             return self.logits(replace(case, runtime="eager", device="cpu"))
         key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules)
-        model = lower.simulate(made.quant_plan, made.float_model, made.example_inputs, rules)
-        return self._once(key, lambda: self._run(torch.inference_mode()(model), case))
+        plan = made.quant_plan
+
+        def simulated() -> Tensor:
+            model = lower.simulate(plan, made.float_model, made.example_inputs, rules)
+            with all_cores():
+                return self._run(torch.inference_mode()(model), case)
+
+        return self._once(key, simulated)
 
     def put(self, case: Case, compressed: Compressed) -> None:
         """Takes a compressed model that was read from a file instead of making it."""

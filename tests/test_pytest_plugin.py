@@ -17,6 +17,7 @@ from torch import nn
 from pruning_bench import cli, compress, measuring, processes, suite
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
+from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
 from pruning_bench.records import Environment, Measurement, read_run
@@ -345,6 +346,35 @@ def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:
         result = toy.pytester.runpytest_inprocess("--benchmark-compare", "benchmarks")
     assert result.ret == 4, result.stdout.str()
     result.stderr.fnmatch_lines(["*write the path first*"])
+
+
+def test_an_extra_case_is_not_of_the_profile(accepted: Toy) -> None:
+    result = accepted.run("--pb-recipe=random:0.5")
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.accept("--portable") == 0
+    rows = (accepted.results / "baselines" / "portable.jsonl").read_text()
+    assert "toy-pixels/random:0.5/virtual" in rows, rows
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert "MISSING" not in accepted.outcomes(), accepted.report()["counts"]
+
+
+def test_skipping_benchmarks_makes_nothing_unavailable(accepted: Toy) -> None:
+    result = accepted.run("--benchmark-skip", "--pb-require=virtual")
+    assert result.ret == 0, result.stdout.str()
+    assert "UNAVAILABLE" not in accepted.outcomes(), accepted.report()["counts"]
+
+
+def test_a_crash_in_a_fresh_process_keeps_the_report(accepted: Toy) -> None:
+    def crash(*arguments: Any, **options: Any) -> Any:
+        raise PruningBenchError("fresh process", "exit status 1", "0")
+
+    accepted.monkeypatch.setattr(suite, "measure_afresh", crash)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcome(PLANTED, "case") == "ERROR", result.stdout.str()
+    assert accepted.outcome(PLANTED, "top1") == "PASS", result.stdout.str()
 
 
 def test_it_is_inert_elsewhere(pytester: pytest.Pytester) -> None:

@@ -13,7 +13,7 @@ from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLi
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
-from pruning_bench.records import Measurement, Run, merge
+from pruning_bench.records import CaseStatus, Measurement, Run
 
 Scope = Literal["portable", "times", "all"]
 WHO = "accept"
@@ -43,15 +43,15 @@ def accept(
             did not record what it should; a speed from too few processes; nothing to accept.
     """
     policy = policy or Policy()
-    _refuse_run(run, reason)
+    refuse_run(run, reason)
     run = replace(run, measurements=merge(run.measurements))
     chosen = _chosen(run, only)
     measured = [m for m in run.measurements if m.case_id in chosen and m.rule in _RULES[scope]]
     _refuse_cases(run, chosen)
     if not measured:
         raise RecordError(WHO, f"no measurement of scope {scope!r}", "at least one", f"run {run.id}")
-    trains = {case.case_id: case.trains for case in run.cases}
-    fresh = [_line(m, run, reason, trains.get(m.case_id, False), policy) for m in measured]
+    cases = {case.case_id: case for case in run.cases}
+    fresh = [_line(m, run, reason, cases.get(m.case_id), policy) for m in measured]
     gone = set() if only is not None else _left_the_grid(baseline, run)
     portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), gone, run.profile)
     times = {
@@ -65,7 +65,8 @@ def accept(
     return Baseline(portable, times)
 
 
-def _refuse_run(run: Run, reason: str) -> None:
+def refuse_run(run: Run, reason: str) -> None:
+    """Raises `RecordError` for a run that can become no baseline: no reason, interrupted, a control that failed."""
     where = f"run {run.id}"
     if not reason.strip():
         raise RecordError(WHO, "no reason", "a reason that a reviewer can read")
@@ -99,7 +100,7 @@ def _refuse_cases(run: Run, chosen: set[str]) -> None:
             raise RecordError(WHO, f"no {lost[0]} recorded", "every metric that was due", case.case_id)
 
 
-def _line(m: Measurement, run: Run, reason: str, trains: bool, policy: Policy) -> BaselineLine:
+def _line(m: Measurement, run: Run, reason: str, case: CaseStatus | None, policy: Policy) -> BaselineLine:
     line = BaselineLine(
         m.case_id,
         m.metric,
@@ -109,8 +110,8 @@ def _line(m: Measurement, run: Run, reason: str, trains: bool, policy: Policy) -
         m.rule,
         fingerprint=m.fingerprint,
         vector=m.vector,
-        trains=trains,
-        profiles=(run.profile,),
+        trains=case is not None and case.trains,
+        profiles=() if case is not None and case.extra else (run.profile,),
         reason=reason.strip(),
         run=run.id,
     )
