@@ -1,6 +1,8 @@
 """The command line: what it makes, and one clear line for what it cannot."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,17 @@ def test_judge_and_accept_without_a_run_say_so(tmp_path: Path, capsys: pytest.Ca
     assert "latest" in capsys.readouterr().err
     assert run("accept", "latest", "--results", str(tmp_path), "--reason", "none") == 2
     assert "latest" in capsys.readouterr().err
+
+
+def test_judge_needs_no_torch(tmp_path: Path) -> None:
+    size = Measurement("net-data/dense/eager", "bytes", 10, "B", "lower", "exact")
+    record = Run("20260101T000000-smoke", "2026-01-01", "smoke", Environment({"cpu": "x"}), (), (size,))
+    write_run(record, tmp_path / "runs" / f"{record.id}.jsonl")
+    blocked = "import sys; sys.modules['torch'] = None; from pruning_bench.cli import main; "
+    command = [sys.executable, "-c", f"{blocked}sys.exit(main(['judge', 'latest', '--results', {str(tmp_path)!r}]))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 NEW" in done.stdout, done.stdout
 
 
 def test_judge_puts_the_report_between_the_marks(tmp_path: Path) -> None:

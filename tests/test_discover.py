@@ -104,6 +104,27 @@ def test_a_plug_in_that_claims_a_taken_name_names_its_distribution(
         discover._load(_Entry("acme", "acme_methods", "pruning_bench.methods"))
 
 
+USER_FILE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: ClassVar[str] = "ordinary"
+"""
+
+
+def test_an_ordinary_user_file_is_imported_once(tmp_path: Path) -> None:
+    file = tmp_path / "ordinary_conftest.py"
+    file.write_text(USER_FILE + f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n")
+    discover.import_files([str(file)])
+    discover.import_files([str(file)])
+    assert (tmp_path / "count").read_text() == "x", "imported again"
+
+
 @pytest.mark.parametrize("text", [None, "raise RuntimeError('half written')"])
 def test_a_user_file_that_cannot_be_imported_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "conftest.py"

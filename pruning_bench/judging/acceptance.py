@@ -13,7 +13,7 @@ from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLi
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
-from pruning_bench.records import CaseStatus, Measurement, Run
+from pruning_bench.records import CaseStatus, Measurement, Run, merge
 
 Scope = Literal["portable", "times", "all"]
 WHO = "accept"
