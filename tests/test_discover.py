@@ -119,7 +119,7 @@ class Settings:
 
 def test_an_ordinary_user_file_is_imported_once(tmp_path: Path) -> None:
     file = tmp_path / "ordinary_conftest.py"
-    file.write_text(USER_FILE + f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n")
+    file.write_text(USER_FILE + f"with open({str(tmp_path / 'count')!r}, 'a') as count:\n    count.write('x')\n")
     discover.import_files([str(file)])
     discover.import_files([str(file)])
     assert (tmp_path / "count").read_text() == "x", "imported again"

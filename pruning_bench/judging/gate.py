@@ -206,10 +206,12 @@ def _missing(run: Run, baseline: Baseline) -> list[Verdict]:
         for case_id in known - {case.case_id for case in run.cases}
     ]
     for case in run.cases:
+        if case.state != "ran":
+            continue
         there = recorded.get(case.case_id, set())
         due = [metric for metric in case.metrics if metric not in there]
         verdicts += [_absent(case.case_id, metric, "ran and did not record it") for metric in due]
-        if case.state == "ran" and not there and not due and case.case_id in known:
+        if not there and not due and case.case_id in known:
             verdicts.append(_absent(case.case_id, WHOLE_CASE, "ran and recorded nothing"))
     return verdicts
 
