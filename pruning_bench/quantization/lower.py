@@ -102,13 +102,17 @@ def simulate(
     return lower(plan, float_model, example_inputs, Simulation(rules))
 
 
-def to_qdq(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+def to_qdq(
+    plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], *, saturating: bool = False
+) -> nn.Module:
     """The quantized model as a module to be exported to ONNX; with an empty plan the float model in the same form.
 
+    Args:
+        saturating: see `qdq.Layer`.
     Raises:
         PlanError: as `simulate`; and activations have other than 8 bits.
     """
-    return lower(plan, float_model, example_inputs, Qdq())
+    return lower(plan, float_model, example_inputs, Qdq(saturating))
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Simulation:
 class Qdq:
     """Modules that export to ONNX nodes."""
 
+    saturating: bool
     every_value = True
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
@@ -163,7 +168,7 @@ class Qdq:
         assert site.weight is not None
         assert site.weight_affine is not None
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
-        return qdq.Layer(*common, site.inputs[0]), False
+        return qdq.Layer(*common, site.inputs[0], self.saturating), False
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """The float operator as it is."""

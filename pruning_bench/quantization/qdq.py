@@ -17,6 +17,7 @@ from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.integer import bias_affine, bias_codes
 
 OPSET = 21
+SHIFT = 128  # from int8 to uint8
 WHO = "onnx"
 
 
@@ -68,7 +69,12 @@ class QuantizeDequantize(nn.Module):
 
 
 class Layer(nn.Module):
-    """A convolution or linear layer with an int8 weight and, when its input is quantized, an int32 bias."""
+    """A convolution or linear layer with an 8-bit weight and, when its input is quantized, an int32 bias.
+
+    Args:
+        saturating: uint8 x int8 products are summed in pairs of 16 bits. A weight whose codes could overflow there is
+            stored 128 higher, as uint8, for which kernels sum in 32 bits: the same values.
+    """
 
     def __init__(
         self,
@@ -78,10 +84,11 @@ class Layer(nn.Module):
         bias: Tensor | None,
         rest: Sequence[Any],
         x: Affine | None,
+        saturating: bool = False,
     ) -> None:
         super().__init__()
         self.operator, self.rest = operator, tuple(rest)
-        self.weight = Constant(quantize(weight, affine).to(torch.int8), affine)
+        self.weight = Constant(*_stored(quantize(weight, affine), affine, saturating))
         self.whole_bias: Constant | None = None
         if bias is not None and x is not None:
             grid = bias_affine(x, affine)
@@ -101,6 +108,15 @@ class GlobalAveragePool(nn.Module):
         """float32."""
         shape = (*x.shape[:2], *[1] * (x.dim() - 2))
         return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=OPSET)
+
+
+def _stored(codes: Tensor, affine: Affine, saturating: bool) -> tuple[Tensor, Affine]:
+    """A weight's codes as an 8-bit type, and the affine that reads them."""
+    overflows = 2 * 255 * int(codes.abs().max()) > 2**15 - 1
+    if not (saturating and overflows):
+        return codes.to(torch.int8), affine
+    shifted = Affine(affine.scale, affine.zero_point + SHIFT, affine.low + SHIFT, affine.high + SHIFT, affine.axis)
+    return (codes + SHIFT).to(torch.uint8), shifted
 
 
 def _per_tensor(affine: Affine) -> Affine:

@@ -19,18 +19,21 @@ if TYPE_CHECKING:
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
 
 
-def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> bytes:
+def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, saturating: bool = False) -> bytes:
     """The model as ONNX bytes, batch free, weights inside; batch norm folded.
 
     The inputs are named input, input_1 ..., and each node `layer|operator|number`, so that a runtime's own listing can
     be read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
 
+    Args:
+        saturating: see `lower.to_qdq`.
     Raises:
         ModelError: the model cannot be exported.
         PlanError: the plan does not fit the model, or has activations of other than 8 bits.
     """
     plan = compressed.quant_plan or QuantPlan({})
-    program = export(to_qdq(plan, compressed.float_model, example_inputs), example_inputs)
+    lowered = to_qdq(plan, compressed.float_model, example_inputs, saturating=saturating)
+    program = export(lowered, example_inputs)
     names = [f"input_{index}" if index else "input" for index in range(len(example_inputs))]
     with torch.no_grad():
         made = torch.onnx.export(

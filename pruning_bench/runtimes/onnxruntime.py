@@ -1,10 +1,13 @@
 """ONNX Runtime on the CPU: float, and int8 by q/dq nodes that it fuses into integer kernels.
 
 What it does beyond the bare plan is `lower.INTEGER`: it sums codes in int32, takes a ReLU as the clamp, and divides.
+Where the CPU would clip sums of uint8 times int8, weights of 8 bits are stored as uint8: no value changes, but the
+kernels are slower. Weights of 7 bits need no such care.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.lower import INTEGER, Rule
+from pruning_bench.quantization.qdq import OPSET
 from pruning_bench.runtimes.contract import Kernel, Session, runtime
 from pruning_bench.runtimes.kernels import list_kernels
 
@@ -59,7 +63,31 @@ class OnnxRuntime:
             raise UnavailableError(self.name, reason, "available")
         from pruning_bench.runtimes.onnx_export import export_onnx
 
-        return session_from(export_onnx(compressed, example_inputs), threads)
+        return session_from(export_onnx(compressed, example_inputs, saturating=sums_saturate()), threads)
+
+
+@functools.cache
+def sums_saturate() -> bool:
+    """Does this CPU add products of uint8 and int8 codes in 16 bits, and so clip large ones?
+
+    x86 before VNNI does, and then predicts otherwise. Found by multiplying the largest codes: 255 * 127 * 64 should be
+    2,072,640.
+    """
+    import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
+    from onnx import TensorProto, helper
+
+    left = helper.make_tensor_value_info("left", TensorProto.UINT8, [16, 64])
+    right = helper.make_tensor("right", TensorProto.INT8, [64, 16], np.full((64, 16), 127, np.int8).tobytes(), raw=True)
+    product = helper.make_tensor_value_info("product", TensorProto.INT32, [16, 16])
+    node = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
+    model = helper.make_model(
+        helper.make_graph([node], "probe", [left], [product], [right]),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=10,
+    )
+    inner = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = inner.run(None, {"left": np.full((16, 64), 255, np.uint8)})[0]
+    return bool((found != 255 * 127 * 64).any())
 
 
 def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True) -> Session:

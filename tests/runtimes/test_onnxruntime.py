@@ -22,7 +22,7 @@ from pruning_bench.quantization.methods.static import Static
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.runtimes.onnx_export import export_onnx
-from pruning_bench.runtimes.onnxruntime import OnnxRuntime, session_from
+from pruning_bench.runtimes.onnxruntime import OnnxRuntime, session_from, sums_saturate
 
 REFERENCE = [image_classifier.__name__, resnet20.__name__]
 SAME = 1e-6  # of the largest output: float32 noise; one step of a code moves outputs by 1e-3 and more
@@ -188,6 +188,25 @@ def test_fewer_weight_bits_run_on_the_same_kernels() -> None:
     check_equals_simulation(session, x, simulate(plan, model, context.example_inputs)(x).detach())
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("saturating", [False, True])
+def test_either_storage_of_weights_equals_the_simulation(saturating: bool, name: str, models: dict[str, Built]) -> None:
+    if sums_saturate() and not saturating:
+        pytest.skip("this CPU clips sums of uint8 times int8: see the mutant below")
+    built = models[name]
+    session = session_from(export_onnx(Made(built.model, built.plan), built.inputs, saturating=saturating))
+    check_equals_simulation(session, built.x, built.simulated())
+    assert not float_fallbacks(session.kernels), "uint8 weights should have integer kernels too"
+
+
+@pytest.mark.skipif(not sums_saturate(), reason="this CPU sums uint8 times int8 exactly")
+def test_mutant_storage_that_saturates_is_rejected(models: dict[str, Built]) -> None:
+    built = models[resnet20.__name__]
+    session = session_from(export_onnx(Made(built.model, built.plan), built.inputs, saturating=False))
+    with pytest.raises(AssertionError, match="int8 output off by"):
+        check_equals_simulation(session, built.x, built.simulated())
+
+
 def test_fewer_activation_bits_are_refused() -> None:
     model, _, context = example(Static())
     plan = Static().plan(model, "w8a4", context)
@@ -215,7 +234,8 @@ def test_bind_runs_without_copies(models: dict[str, Built]) -> None:
 def test_a_file_is_the_same_every_time_and_needs_no_model_code(tmp_path: Path, models: dict[str, Built]) -> None:
     built = models["residual"]
     path = tmp_path / "model.onnx"
-    first, second = (export_onnx(Made(built.model, built.plan), built.inputs) for _ in range(2))
+    made, saturating = Made(built.model, built.plan), sums_saturate()
+    first, second = (export_onnx(made, built.inputs, saturating=saturating) for _ in range(2))
     assert first == second, "two exports of one model differ"
     path.write_bytes(first)
     session = session_from(path, threads=2, listing=False)
