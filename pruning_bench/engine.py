@@ -26,9 +26,9 @@ Plan: TypeAlias = MaskPlan | ChannelPlan | QuantPlan
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
-    """A model that a recipe was run on.
+    """A model that a recipe was run on; not to be changed, for runtimes keep what they made of it.
 
     Args:
         float_model: the model just before quantization; all of it when the recipe does not quantize.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import tempfile
+import weakref
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -61,9 +62,21 @@ class OnnxRuntime:
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
-        from pruning_bench.runtimes.onnx_export import export_onnx
+        return session_from(_exported(compressed, example_inputs), threads)
 
-        return session_from(export_onnx(compressed, example_inputs, saturating=sums_saturate()), threads)
+
+_EXPORTS: weakref.WeakKeyDictionary[Compressed, dict[object, bytes]] = weakref.WeakKeyDictionary()
+
+
+def _exported(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> bytes:
+    """The model as ONNX bytes, exported once for all numbers of threads; nobody changes a compressed model."""
+    from pruning_bench.runtimes.onnx_export import export_onnx
+
+    exports = _EXPORTS.setdefault(compressed, {})
+    kind = tuple((value.shape, value.dtype) for value in example_inputs)
+    if kind not in exports:
+        exports[kind] = export_onnx(compressed, example_inputs, saturating=sums_saturate())
+    return exports[kind]
 
 
 @functools.cache

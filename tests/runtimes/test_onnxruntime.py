@@ -19,6 +19,7 @@ from pruning_bench.quantization import integer
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.runtimes import onnx_export
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.runtimes.onnx_export import export_onnx
@@ -28,7 +29,7 @@ REFERENCE = [image_classifier.__name__, resnet20.__name__]
 SAME = 1e-6  # of the largest output: float32 noise; one step of a code moves outputs by 1e-3 and more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Made:
     """What a runtime reads of a compressed model."""
 
@@ -241,6 +242,19 @@ def test_a_file_is_the_same_every_time_and_needs_no_model_code(tmp_path: Path, m
     session = session_from(path, threads=2, listing=False)
     assert session.kernels == (), "no listing was asked for"
     assert torch.equal(session.run(built.x), built.session.run(built.x)), "the file computes something else"
+
+
+def test_it_exports_once_for_all_threads_and_again_for_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, context = example(Static())
+    made, exports = Made(model.eval()), []
+    whole = onnx_export.export_onnx
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *a, **k: exports.append(a) or whole(*a, **k))
+    for threads in (1, 2):
+        OnnxRuntime().build(made, context.example_inputs, threads=threads)
+    assert len(exports) == 1, f"{len(exports)} exports for two sessions of one model"
+    OnnxRuntime().build(made, (torch.zeros(1, 3, 9, 9),))
+    OnnxRuntime().build(Made(ExampleNet().eval()), context.example_inputs)
+    assert len(exports) == 3, "another shape or another model was served an old export"
 
 
 def test_it_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
