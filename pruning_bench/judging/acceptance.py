@@ -9,7 +9,7 @@ from typing import Literal
 
 from pruning_bench.errors import RecordError, closest
 from pruning_bench.judging import controls, vectors
-from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key
+from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key, check_time
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
@@ -40,7 +40,8 @@ def accept(
         scope: "portable" leaves times alone, "times" everything else.
     Raises:
         RecordError: no reason; a run that was interrupted or is INVALID; a chosen case that is unknown, crashed or
-            did not record what it should; a speed from too few processes; nothing to accept.
+            did not record what it should; a speed from too few processes or that no run can be compared with; nothing
+            to accept.
     """
     policy = policy or Policy()
     refuse_run(run, reason)
@@ -52,6 +53,8 @@ def accept(
         raise RecordError(WHO, f"no measurement of scope {scope!r}", "at least one", f"run {run.id}")
     cases = {case.case_id: case for case in run.cases}
     fresh = [_line(m, run, reason, cases.get(m.case_id), policy) for m in measured]
+    for line in fresh:
+        check_time(line, line.case_id)
     gone = set() if only is not None else _left_the_grid(baseline, run)
     portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), gone, run.profile)
     times = {

@@ -181,6 +181,12 @@ BROKEN = Measurement(CASES[0], "twin", 1.0, "1", "neither", "control", detail={"
         pytest.param(_with_state(RUN, "ran", metrics=("loss",)), {}, "no loss recorded", id="MISSING"),
         pytest.param(make_run(processes=4), {}, "4 processes, should be at least 5", id="four processes"),
         pytest.param(make_run(processes=4), {"scope": "times"}, "at least 5", id="four processes, times"),
+        pytest.param(
+            replace(RUN, measurements=tuple(replace(m, value=0.0) for m in RUN.measurements if m.rule == "canary")),
+            {"scope": "times", "only": []} | {"only": [CASES[0]]},
+            "anchor_latency 0|no bytes recorded",
+            id="canary 0",
+        ),
         pytest.param(RUN, {"only": ["m-d/dense/eagre"]}, "should be 'm-d/dense/eager'", id="unknown case"),
         pytest.param(replace(RUN, measurements=()), {"only": []}, "no measurement", id="nothing"),
         pytest.param(
