@@ -14,7 +14,7 @@ import torch
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
-from pruning_bench.judging.controls import broken
+from pruning_bench.judging.controls import broken, same_holds, slower_holds
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import (
     DECILE,
@@ -219,18 +219,15 @@ def _strongest(record: Record, case: Case, taken: Samples) -> Measurement:
 
 
 def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list[Measurement]:
-    """An anchor against itself, which must not be proved to differ, and one slowed down, which must be."""
+    """An anchor against itself, which must not differ, and one slowed down, which must; none of too few pairs."""
+    if taken.stopped == "cut":
+        return []
     anchor, twin = zip(*taken.twin_pairs, strict=True)
     same = _estimate(twin, anchor, policy, seed)
-    low, high = same.interval(policy.confidence)
-    margin = math.log1p(policy.speed_floor)
     slow = _estimate(taken.others[SLOWED], taken.anchor, policy, seed)
-    slow_low, slow_high = slow.interval(policy.confidence)
     return [
-        _control(
-            record, "twin", same, not (low > margin or high < -margin), f"98 % interval {low:+.1%} to {high:+.1%}"
-        ),
-        _control(record, "slowed_twin", slow, slow_low > margin, f"98 % interval {slow_low:+.1%} to {slow_high:+.1%}"),
+        _control(record, "twin", same, same_holds(same, policy), policy),
+        _control(record, "slowed_twin", slow, slower_holds(slow, policy), policy),
     ]
 
 
@@ -239,7 +236,9 @@ def _estimate(case: Sequence[float], anchor: Sequence[float], policy: Policy, se
     return Estimate(q10_log_ratio(case, anchor), error)
 
 
-def _control(record: Record, metric: str, estimate: Estimate, holds: bool, why: str) -> Measurement:
+def _control(record: Record, metric: str, estimate: Estimate, holds: bool, policy: Policy) -> Measurement:
+    low, high = map(math.expm1, estimate.interval(policy.confidence))
+    why = f"{policy.confidence:.0%} interval {low:+.1%} to {high:+.1%}"
     return record(metric, math.exp(estimate.value), detail={"holds": holds, "why": why})
 
 

@@ -281,7 +281,10 @@ def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
-    """Measurements of several processes: of one case and metric of rule "speed" the samples are joined, in order."""
+    """Measurements of several processes: of one case and metric of rule "speed" the samples are joined, in order.
+
+    The detail is that of the process with the fewest pairs.
+    """
     joined: dict[tuple[str, str], Measurement] = {}
     for part in parts:
         key = (part.case_id, part.metric)
@@ -296,6 +299,15 @@ def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
         if not samples:
             raise RecordError(part.metric, "no samples", "one a process", part.case_id)
         joined[key] = dataclasses.replace(
-            first, samples=samples, errors=first.errors + part.errors, value=math.exp(sum(samples) / len(samples))
+            first,
+            samples=samples,
+            errors=first.errors + part.errors,
+            value=math.exp(sum(samples) / len(samples)),
+            detail=min(first.detail, part.detail, key=_pairs),
         )
     return tuple(joined.values())
+
+
+def _pairs(detail: Mapping[str, Any]) -> float:
+    pairs = detail.get("pairs")
+    return pairs if isinstance(pairs, int) else math.inf
