@@ -293,6 +293,25 @@ def test_a_failing_control_makes_the_run_invalid(toy: Toy, spoil: Callable[[pyte
     assert not (toy.results / "baselines").exists(), "an invalid run became the baseline"
 
 
+def test_a_cut_sample_is_inconclusive_and_breaks_no_control(accepted: Toy) -> None:
+    original = measuring.sample
+
+    def cut(*args: Any, **options: Any) -> Any:
+        taken = original(*args, **options)
+        few, rounds = slice(0, 7), tuple(i for i in taken.twin_rounds if i < 7)
+        others = {name: times[few] for name, times in taken.others.items()}
+        twin = tuple(1.2 * seconds for seconds in taken.twin[: len(rounds)])
+        fields = {"anchor": taken.anchor[few], "case": taken.case[few], "others": others, "stopped": "cut"}
+        return replace(taken, twin=twin, twin_rounds=rounds, **fields)
+
+    accepted.monkeypatch.setattr(measuring, "sample", cut)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.5")
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "INCONCLUSIVE", accepted.report()["counts"]
+    result.stdout.fnmatch_lines(["*sampling ran out of time after 7 pairs, an interval needs 60*"])
+
+
 def test_benchmark_compare_works_on_the_second_run_from_any_folder(toy: Toy) -> None:
     toy.run()
     elsewhere = toy.pytester.path / "elsewhere"

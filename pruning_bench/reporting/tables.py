@@ -84,7 +84,19 @@ def _case_table(title: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
         cells.append([*_cells(row), (row.outcome or text.NOTHING) + mark])
-    return Table(title, HEADINGS, ALIGN, cells, [f"[{number}] {note}" for note, number in notes.items()])
+    below = [f"[{number}] {note}" for note, number in notes.items()]
+    return Table(title, HEADINGS, ALIGN, cells, [*below, *simulation_notes(rows)])
+
+
+def simulation_notes(rows: Iterable[Row]) -> list[str]:
+    """One line that says how often each quantized model predicts as its simulation does; none without such a model."""
+    parts = []
+    for row in rows:
+        if row.simulation_agreement is not None:
+            dense = f" (dense: {text.percent(row.simulation_agreement_dense, 2)})"
+            where = f"{row.recipe or row.case_id} on {row.runtime} {row.settings}".rstrip()
+            parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{dense}")
+    return [f"test predictions equal to those of the quantized model's simulation: {'; '.join(parts)}"] if parts else []
 
 
 def _cells(row: Row) -> list[str]:
