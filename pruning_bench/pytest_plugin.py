@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruning_bench.errors import PruningBenchError, UnavailableError
+from pruning_bench.errors import PruningBenchError, UnavailableError, one_line
 
 if TYPE_CHECKING:
     from pruning_bench.records import CaseState
@@ -58,7 +58,8 @@ def results_folder(config: pytest.Config) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Catches `--benchmark-compare PATH`, where pytest-benchmark takes the path for the id of a run."""
+    """Takes its place for the end, and catches `--benchmark-compare PATH`: the path would be taken for a run's id."""
+    config.pluginmanager.register(Finish(), "pruning_bench_finish")
     taken = config.getoption("benchmark_compare", [])
     if isinstance(taken, str) and Path(taken).exists() and not taken.endswith(".json"):
         raise pytest.UsageError(
@@ -181,26 +182,41 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.config.stash[STATE].note(item.nodeid, state, reason)
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the records, then judges; an interrupted run is written and not judged."""
-    if STATE not in session.config.stash or session.config.option.collectonly:
-        return
-    suite = session.config.stash[STATE]
-    if not suite.reports_something():
-        return
-    interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    suite.write(interrupted)
-    if interrupted:
-        return
+class Finish:
+    """The end of a run. Registered after all plug-ins but the terminal's: around what they save, inside its summary."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
+        """Writes the records before anything else can fail, then judges; an interrupted run is not judged."""
+        suite = session.config.stash.get(STATE, None)
+        if suite is None or session.config.option.collectonly or not suite.reports_something():
+            return (yield)
+        interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        written = suite.write(interrupted)
+        try:
+            yield
+        except OSError as problem:
+            suite.problems.append(one_line(problem))
+        if written and not interrupted:
+            session.exitstatus = _judged(suite) or exitstatus
+        if suite.problems:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        return None
+
+
+def _judged(suite: Suite) -> int:
+    """The exit status by the verdict; a problem on the way is kept for the summary."""
     try:
-        verdict = suite.judge()
-    except PruningBenchError as problem:
-        suite.problem = str(problem)
-        session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        return
-    session.exitstatus = verdict if verdict != 0 else exitstatus
+        return suite.judge()
+    except (PruningBenchError, OSError) as problem:
+        suite.problems.append(one_line(problem))
+        return pytest.ExitCode.USAGE_ERROR
+    except KeyboardInterrupt:
+        suite.interrupt()
+        return pytest.ExitCode.INTERRUPTED
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints the table and the verdict."""
     if STATE in config.stash:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,7 +15,7 @@ import pytest
 from pruning_bench import cases, environment, reviewing
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.measuring import FAMILIES
 from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.processes import measure_afresh
@@ -99,7 +100,8 @@ class Suite:
         self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints)
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
-        self.problem = ""
+        self.problems: list[str] = []
+        self.interrupted = False
         self.unavailable: set[tuple[str, str]] = set()
         self._items: dict[str, tuple[str, str]] = {}
         self._states: dict[str, tuple[CaseState, str]] = {}
@@ -180,9 +182,25 @@ class Suite:
         """Where the run is recorded."""
         return self.options.results / "runs" / f"{self.run().id}.jsonl"
 
-    def write(self, interrupted: bool) -> None:
-        """Writes the records, before anything is judged."""
-        write_run(self.run(interrupted), self.file)
+    def write(self, interrupted: bool) -> bool:
+        """Writes the records, before anything is judged; where the results folder takes none, among temporary files.
+
+        Returns:
+            whether they are where they belong.
+        """
+        self.interrupted = interrupted
+        run = self.run(interrupted)
+        try:
+            write_run(run, self.file)
+        except OSError as problem:
+            found = f"the run cannot be recorded: {one_line(problem)}"
+            self.problems.append(f"{found}; {_kept_elsewhere(run, self.file.name)}")
+            return False
+        return True
+
+    def interrupt(self) -> None:
+        """Notes that judging was interrupted; the records stay whole, to be judged later."""
+        self.interrupted = True
 
     def judge(self) -> int:
         """Judges the run, confirming suspected slow-downs in fresh processes; returns the exit status."""
@@ -200,9 +218,20 @@ class Suite:
 
     def summary(self) -> list[str]:
         """Lines for the terminal."""
-        if self.problem:
-            return [self.problem]
-        return list(self._review.lines) if self._review else []
+        lines = list(self._review.lines) if self._review else []
+        if self.interrupted and not self.problems:
+            lines.append(f"not judged: interrupted; what was measured is recorded as run {self.file.stem}")
+        return [*lines, *self.problems]
+
+
+def _kept_elsewhere(run: Run, name: str) -> str:
+    """Writes a run among temporary files; says where, or that it is lost."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="pruning_bench-")) / name
+        write_run(run, path)
+    except OSError as problem:
+        return f"nor elsewhere, what was measured is lost: {one_line(problem)}"
+    return f"it is kept in {path}"
 
 
 def _status(case: Case, ended: list[tuple[str, CaseState, str]]) -> CaseStatus:

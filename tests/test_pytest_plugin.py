@@ -85,11 +85,11 @@ class Toy:
         card = {"model": "toy", "dataset": "pixels", "options": {}}
         save_checkpoint(model, card, self.pytester.path / "trained" / "toy-pixels.safetensors")
 
-    def run(self, *arguments: str) -> pytest.RunResult:
+    def run(self, *arguments: str, **options: Any) -> pytest.RunResult:
         """One run of the suite in this process."""
         where = () if any(a.startswith("benchmarks") for a in arguments) else ("benchmarks",)
         with registries_kept():
-            return self.pytester.runpytest_inprocess(*where, *ARGUMENTS, *arguments)
+            return self.pytester.runpytest_inprocess(*where, *ARGUMENTS, *arguments, **options)
 
     def accept(self, *arguments: str) -> int:
         """Accepts the latest run."""
@@ -228,6 +228,7 @@ def test_stopping_at_the_first_failure_raises_no_missing(accepted: Toy) -> None:
     accepted.monkeypatch.setenv("PLANTED_CRASH", "1")
     result = accepted.run("-x")
     assert result.ret == 1, result.stdout.str()
+    result.stdout.fnmatch_lines(["*stopped early: 1 cases*"])
     assert accepted.outcomes() <= {"PASS", "ERROR"}, accepted.report()["counts"]
     assert accepted.outcome(PLANTED, "case") == "ERROR", accepted.report()["counts"]
 
@@ -345,6 +346,7 @@ def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
         (["--pb-profile=smok"], "smoke"),
         (["--pb-model=toi"], "toy"),
         (["--pb-runtime=virtua"], "virtual"),
+        (["--pb-require=virtua"], "virtual"),
         (["--pb-recipe=magnitud:0.5"], "magnitude"),
         (["--pb-recipe=magnitude:0.5,,"], "^"),
         (["--pb-threads=0"], ">= 1"),
@@ -358,6 +360,102 @@ def test_wrong_options_are_usage_errors(toy: Toy, arguments: list[str], says: st
     assert result.ret == 4, text
     assert says in text, text
     assert "Traceback" not in text, text
+
+
+FAKE_XDIST = """
+def pytest_addoption(parser):
+    parser.addoption("--numprocesses", type=int)
+"""
+
+
+@pytest.mark.parametrize("with_conftest", [True, False])
+def test_parallel_runs_are_refused(toy: Toy, with_conftest: bool) -> None:
+    toy.pytester.makepyfile(fake_xdist=FAKE_XDIST)
+    toy.pytester.syspathinsert()
+    if not with_conftest:
+        (toy.pytester.path / "benchmarks" / "conftest.py").unlink()
+    result = toy.run("-p", "fake_xdist", "--numprocesses=2")
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    assert "several processes, should be one" in text, text
+    assert "Traceback" not in text, text
+    assert not (toy.results / "runs").exists(), "something was measured"
+
+
+def _interrupt(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_recorded_and_says_so(accepted: Toy) -> None:
+    accepted.monkeypatch.setattr(measuring, "sample", _interrupt)
+    result = accepted.run(no_reraise_ctrlc=True)
+    assert result.ret == 2, result.stdout.str()
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    result.stdout.fnmatch_lines([f"not judged: interrupted; what was measured is recorded as run {file.stem}"])
+    run = read_run(file)
+    assert run.interrupted, "recorded as whole"
+    assert run.measurements, "nothing was recorded"
+    assert not (accepted.results / "reports").exists(), "an interrupted run was judged"
+
+
+def test_interrupting_the_confirmation_leaves_a_run_to_be_judged(accepted: Toy) -> None:
+    accepted.monkeypatch.setattr(suite, "measure_afresh", _interrupt)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run(no_reraise_ctrlc=True)
+    assert result.ret == 2, result.stdout.str()
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    result.stdout.fnmatch_lines([f"not judged: *{file.stem}"])
+    assert not read_run(file).interrupted, "what was measured is whole"
+
+
+def _no_space(path: Path, *arguments: Any, **options: Any) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
+def check_one_line(result: pytest.RunResult, pattern: str) -> None:
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    result.stdout.fnmatch_lines([pattern])
+    assert "Traceback" not in text, text
+    assert "INTERNALERROR" not in text, text
+
+
+def test_records_that_cannot_be_written_are_kept_elsewhere(toy: Toy) -> None:
+    toy.results.write_text("a file where the folder should be")
+    result = toy.run()
+    check_one_line(result, "the run cannot be recorded: *; it is kept in *.jsonl")
+    (line,) = [line for line in result.outlines if line.startswith("the run cannot be recorded")]
+    kept = Path(line.rpartition(" ")[2])
+    assert read_run(kept).measurements, "nothing was kept"
+    shutil.rmtree(kept.parent)
+
+
+def test_records_that_fit_nowhere_are_said_to_be_lost(toy: Toy) -> None:
+    toy.monkeypatch.setattr(suite, "write_run", lambda run, path: _no_space(path))
+    check_one_line(toy.run(), "the run cannot be recorded: No space left*; *is lost: No space left on device [[]*")
+
+
+def test_reports_that_cannot_be_written_lose_no_verdict(accepted: Toy) -> None:
+    (accepted.results / "reports").write_text("a file where the folder should be")
+    result = accepted.run()
+    check_one_line(result, "passed: *")
+    check_one_line(result, "*[[]*reports*]")
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device", "a file"), RuntimeError("a bug")])
+def test_records_are_written_before_pytest_benchmark_saves(accepted: Toy, problem: Exception) -> None:
+    from pytest_benchmark.session import BenchmarkSession
+
+    def fails(self: Any) -> None:
+        raise problem
+
+    accepted.monkeypatch.setattr(BenchmarkSession, "finish", fails)
+    result = accepted.run()
+    if isinstance(problem, OSError):
+        check_one_line(result, "No space left on device [[]a file]")
+        check_one_line(result, "passed: *")
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    assert read_run(file).measurements, "the run was not recorded"
 
 
 def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:

@@ -50,6 +50,8 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
         chance = text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)
         words = "accuracies and speeds tested together (Holm): the chance that unchanged code fails them is at most"
         lines.append(f"{report.tested} {words} {chance}")
+    if not_reached := sum(case.state == "not_run" for case in run.cases):
+        lines.append(f"stopped early: {not_reached} cases that were selected were not reached, nothing is said of them")
     if report.new_times:
         lines.append(
             f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
