@@ -274,7 +274,7 @@ def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Meas
 
 
 def _quality_due(case: Case) -> tuple[str, ...]:
-    shared = ("top1", "top5", "loss", "agreement", "flips")
+    shared = ("top1", "top5", "loss", "agreement", "flips", *(name for name in METRICS if METRICS[name].compute))
     return (
         shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIX = "_case"
 DEFAULT_STORAGE = "file://./.benchmarks"
 STATE: pytest.StashKey[Suite] = pytest.StashKey()
+FOUND: pytest.StashKey[set[str]] = pytest.StashKey()
 PROBLEM: pytest.StashKey[str] = pytest.StashKey()
 SUITE_FOLDER: pytest.StashKey[bool] = pytest.StashKey()
 FAMILIES = ("quality", "footprint", "latency")
@@ -84,6 +85,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in metafunc.fixturenames:
         family = fixture.removesuffix(SUFFIX)
         if fixture == f"{family}{SUFFIX}" and family in FAMILIES:
+            metafunc.config.stash.setdefault(FOUND, set()).add(family)
             metafunc.parametrize(fixture, _params(metafunc.config, family), indirect=True)
 
 
@@ -159,7 +161,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if PROBLEM in session.config.stash:
         raise pytest.UsageError(session.config.stash[PROBLEM])
     if STATE in session.config.stash:
-        session.config.stash[STATE].select(dict(_selected(session)))
+        config = session.config
+        found = config.stash.setdefault(FOUND, set())
+        config.stash[STATE].select(dict(_selected(session)), found, _everything(config))
+
+
+NARROWING = ("ignore", "ignore_glob", "lf", "pyargs")
+
+
+def _everything(config: pytest.Config) -> bool:
+    """Whether the folders of the suite were collected as a whole; what was left out case by case is known otherwise."""
+    if any(config.getoption(name, None) for name in NARROWING):
+        return False
+    plugins = config.pluginmanager.get_plugins()
+    folders = [
+        Path(p.__file__).parent
+        for p in plugins
+        if getattr(p, "use_suite_storage", None) is use_suite_storage and Path(p.__file__).name == "conftest.py"
+    ]
+    named = [(config.invocation_params.dir / argument).resolve() for argument in config.args]
+    return bool(folders) and all(any(folder.is_relative_to(path) for path in named) for folder in folders)
 
 
 def _selected(session: pytest.Session) -> Iterator[tuple[str, tuple[str, str]]]:

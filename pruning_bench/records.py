@@ -114,6 +114,7 @@ class CaseStatus:
     Args:
         metrics: what the tests that ran to their end were due to record for this case; if absent it is MISSING.
         trains: the recipe trains weights, so that seeds are the unit of accuracy.
+        whole: nothing that measures the case was left out or cut off, so that all that a baseline has of it is due.
         extra: asked for by name and not of the profile, so that later runs of the profile need not yield it.
     """
 
@@ -123,6 +124,7 @@ class CaseStatus:
     metrics: tuple[str, ...] = ()
     trains: bool = False
     extra: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -104,6 +104,8 @@ class Suite:
         self.interrupted = False
         self.unavailable: set[tuple[str, str]] = set()
         self._items: dict[str, tuple[str, str]] = {}
+        self._families = set(FAMILIES)
+        self._everything = False
         self._states: dict[str, tuple[CaseState, str]] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
         self._rounds = 0
@@ -132,9 +134,17 @@ class Suite:
         case = parse_id(case_id)
         return [pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
 
-    def select(self, items: Mapping[str, tuple[str, str]]) -> None:
-        """Notes the tests that were selected: node id -> (family, case id)."""
+    def select(self, items: Mapping[str, tuple[str, str]], families: Collection[str], everything: bool) -> None:
+        """Notes the tests that were selected.
+
+        Args:
+            items: node id -> (family, case id).
+            families: those of which there is a test at all.
+            everything: nothing of the suite was left out by path, so that a family without a test has none any more.
+        """
         self._items = dict(items)
+        self._families = set(families) if everything else set(FAMILIES)
+        self._everything = everything
 
     def measure(self, family: str, case_id: str) -> None:
         """Measures a case and keeps what it records."""
@@ -163,7 +173,18 @@ class Suite:
             by_case.setdefault(case_id, []).append((family, state, reason))
         everything = dict.fromkeys([*self.whole, *self.grid])
         whole = set(self.whole)
-        return tuple(replace(_status(case, by_case.get(str(case), [])), extra=case not in whole) for case in everything)
+        ends = {case: by_case.get(str(case), []) for case in everything}
+        return tuple(
+            replace(_status(case, ended), extra=case not in whole, whole=self._is_whole(case, ended))
+            for case, ended in ends.items()
+        )
+
+    def _is_whole(self, case: Case, ended: list[tuple[str, CaseState, str]]) -> bool:
+        """Whether all tests there are of a case ran to their end."""
+        if case not in self.grid or not (ended or self._everything):
+            return False
+        expected = {family for family in self._families if FAMILIES[family].covers(case)}
+        return expected <= {family for family, _, _ in ended} and all(state == "ran" for _, state, _ in ended)
 
     def run(self, interrupted: bool = False) -> Run:
         """The record of this run so far."""

@@ -207,6 +207,36 @@ def test_a_removed_case_is_missing(accepted: Toy) -> None:
     assert result.ret == 1, f"exit status {result.ret}"
 
 
+def test_a_family_without_a_test_any_more_is_missing_until_accepted(accepted: Toy) -> None:
+    (accepted.pytester.path / "benchmarks" / "test_latency.py").unlink()
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "MISSING", accepted.report()["counts"]
+    assert accepted.outcome(PLANTED, "top1") == "PASS", accepted.report()["counts"]
+    assert accepted.accept() == 0
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+
+
+def test_a_case_that_its_family_does_not_cover_any_more_is_missing(accepted: Toy) -> None:
+    narrower = replace(measuring.FAMILIES["latency"], covers=lambda case: case.recipe == "dense")
+    accepted.monkeypatch.setitem(measuring.FAMILIES, "latency", narrower)
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    missing = {(v["case_id"], v["metric"]) for v in accepted.report()["verdicts"] if v["outcome"] == "MISSING"}
+    assert missing == {(PLANTED, "relative_time"), (PLANTED, "anchor_latency")}, f"{missing}"
+
+
+def test_a_crash_in_one_family_hides_nothing_of_the_others(accepted: Toy) -> None:
+    nothing = replace(measuring.FAMILIES["quality"], measure=lambda bench, case: [])
+    accepted.monkeypatch.setitem(measuring.FAMILIES, "quality", nothing)
+    accepted.monkeypatch.setattr(measuring, "sample", lambda *a, **k: 1 / 0)
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcome(PLANTED, "case") == "ERROR", accepted.report()["counts"]
+    assert accepted.outcome(PLANTED, "top1") == "MISSING", accepted.report()["counts"]
+
+
 @pytest.mark.parametrize(
     "selection",
     [
@@ -215,6 +245,9 @@ def test_a_removed_case_is_missing(accepted: Toy) -> None:
         ("-k", "dense"),
         (f"benchmarks/test_quality.py::test_quality[{DENSE}]",),
         (f"--deselect=benchmarks/test_latency.py::test_latency[{PLANTED}]",),
+        ("--ignore=benchmarks/test_latency.py",),
+        ("benchmarks/test_quality.py", "benchmarks/test_footprint.py"),
+        ("--benchmark-skip",),
     ],
     ids=lambda s: " ".join(s).replace("benchmarks/", ""),
 )

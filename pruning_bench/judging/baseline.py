@@ -100,10 +100,13 @@ class Baseline:
         others = [t for name, t in self.times.items() if name != environment.key and key in t.lines]
         return min(others, key=lambda t: len(differences(t.must_match, environment.must_match)), default=None)
 
-    def case_ids(self, profile: str, environment: Environment) -> set[str]:
-        """Cases of a profile that have a line which counts here: portable, or times of this environment."""
-        lines = (*self.portable.values(), *self.own_times(environment).values())
-        return {line.case_id for line in lines if profile in line.profiles}
+    def metrics(self, profile: str, environment: Environment) -> dict[str, set[str]]:
+        """Case of a profile -> its metrics with a line which counts here: portable, or times of this environment."""
+        found: dict[str, set[str]] = {}
+        for line in (*self.portable.values(), *self.own_times(environment).values()):
+            if profile in line.profiles:
+                found.setdefault(line.case_id, set()).add(line.metric)
+        return found
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
