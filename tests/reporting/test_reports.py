@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pruning_bench.judging.acceptance import accept
 from pruning_bench.judging.baseline import Baseline
 from pruning_bench.judging.gate import judge_run
+from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.vectors import pack
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
 from pruning_bench.reporting import rows as module
@@ -353,6 +354,18 @@ def test_new_machine_hint():
 def test_new_machine_hint_bites(mutant):
     with pytest.raises((AssertionError, ValueError)):
         check_new_machine_hint(mutant)
+
+
+def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
+    report = judge_run(WHOLE, BASELINE)
+    [line] = [line for line in preamble(WHOLE, report, ()) if "Holm" in line]
+    assert line == (
+        "12 accuracies and speeds tested together (Holm, level 1 %); 0 of 200 simulated runs of 20 unchanged speeds "
+        "failed, with normal noise of 1.5 % between processes"
+    ), line
+    other = judge_run(WHOLE, BASELINE, Policy(speed_floor=0.01))
+    [line] = [line for line in preamble(WHOLE, other, ()) if "Holm" in line]
+    assert "was not simulated" in line, line
 
 
 def test_a_single_process_is_told():
