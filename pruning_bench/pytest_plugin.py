@@ -6,7 +6,9 @@ with the ids of the profile's cases. Records are written before anything is judg
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +100,23 @@ def _params(config: pytest.Config, family: str) -> list[Any]:
     return [pytest.param(case_id, id=case_id, marks=suite.marks(family, case_id)) for case_id in suite.ids(family)]
 
 
+@contextmanager
+def warnings_stay_warnings() -> Iterator[None]:
+    """A library's new warning must not cost a run, even where a project's tests turn warnings into errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield
+
+
 def _suite(config: pytest.Config) -> Suite:
     if STATE not in config.stash:
-        from pruning_bench.suite import Options, Suite
-
         if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
             raise PruningBenchError("pytest -n", "several processes", "one: what runs in parallel cannot be timed")
+        with warnings_stay_warnings():
+            from pruning_bench.suite import Options, Suite
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
-        config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
+        with warnings_stay_warnings():
+            config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
     return config.stash[STATE]
 
 
@@ -175,7 +186,7 @@ def _everything(config: pytest.Config) -> bool:
         return False
     plugins = config.pluginmanager.get_plugins()
     folders = [
-        Path(p.__file__).parent
+        Path(p.__file__).resolve().parent
         for p in plugins
         if getattr(p, "use_suite_storage", None) is use_suite_storage and Path(p.__file__).name == "conftest.py"
     ]
@@ -228,7 +239,8 @@ class Finish:
 def _judged(suite: Suite) -> int:
     """The exit status by the verdict; a problem on the way is kept for the summary."""
     try:
-        return suite.judge()
+        with warnings_stay_warnings():
+            return suite.judge()
     except (PruningBenchError, OSError) as problem:
         suite.problems.append(one_line(problem))
         return pytest.ExitCode.USAGE_ERROR

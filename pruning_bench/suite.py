@@ -127,12 +127,13 @@ class Suite:
         return [str(case) for case in self.grid if FAMILIES[family].covers(case)]
 
     def marks(self, family: str, case_id: str) -> list[pytest.MarkDecorator]:
-        """Marks of a parametrized case: for latency, the timer that replays its samples and its group in the table."""
+        """Marks of a parametrized case: warnings stay warnings; for latency, also the timer that replays its times."""
+        lenient = pytest.mark.filterwarnings("default")
         if family != "latency":
-            return []
+            return [lenient]
         replay = self.replays.setdefault(case_id, Replay())
         case = parse_id(case_id)
-        return [pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
+        return [lenient, pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
 
     def select(self, items: Mapping[str, tuple[str, str]], families: Collection[str], everything: bool) -> None:
         """Notes the tests that were selected.

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -489,6 +490,25 @@ def test_records_are_written_before_pytest_benchmark_saves(accepted: Toy, proble
         check_one_line(result, "passed: *")
     (file,) = (accepted.results / "runs").glob("*.jsonl")
     assert read_run(file).measurements, "the run was not recorded"
+
+
+def test_a_librarys_warning_is_no_error_of_a_case(accepted: Toy) -> None:
+    """Other tests of the project stay as strict as it asks for."""
+    (accepted.pytester.path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    strict = "import warnings\ndef test_strict(): warnings.warn('x', DeprecationWarning)\n"
+    (accepted.pytester.path / "benchmarks" / "test_strict.py").write_text(strict)
+
+    def warns(*arguments: Any, **options: Any) -> Any:
+        warnings.warn("a library has changed its mind", DeprecationWarning, stacklevel=1)
+        return in_this_process(*arguments, **options)
+
+    accepted.monkeypatch.setattr(suite, "measure_afresh", warns)
+    accepted.monkeypatch.setenv("PLANTED_WARNING", "1")
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run()
+    assert result.parseoutcomes()["failed"] == 1, result.stdout.str()
+    result.stdout.fnmatch_lines(["FAILED *test_strict*"])
+    assert accepted.outcomes() == {"PASS", "REGRESSED"}, accepted.report()["counts"]
 
 
 def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:
