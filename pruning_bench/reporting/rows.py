@@ -13,6 +13,7 @@ from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes, process_mean
 from pruning_bench.judging.verdicts import Verdict, too_few_pairs
 from pruning_bench.records import Measurement, Run, merge
+from pruning_bench.reporting import text
 from pruning_bench.reporting.verdict_text import explained
 
 PAPER_SHARE = 0.5  # a case with at most this share of the dense MACs is held against its claim
@@ -189,7 +190,7 @@ def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
         compression=size / row.bytes if size and row.bytes else None,
         macs_share=row.macs / macs if macs and row.macs is not None else None,
     )
-    return replace(row, note=_joined(name_only(row), paper_claim(row), row.note))
+    return replace(row, note=_joined(name_only(row), off_simulation(row), paper_claim(row), row.note))
 
 
 def name_only(row: Row) -> str:
@@ -205,6 +206,20 @@ def name_only(row: Row) -> str:
         return f"int8 in name only: all {row.quantized_layers} quantized layers ran in float"
     listed = ", ".join(row.float_fallbacks[:MOST_LAYERS]) + (", ..." if count > MOST_LAYERS else "")
     return f"int8 in part only: {count} of {row.quantized_layers} quantized layers ran in float: {listed}"
+
+
+def off_simulation(row: Row) -> str:
+    """In plain words, when the dense model predicts more as the simulation does than the runtime; "" otherwise.
+
+    Example:
+        >>> off_simulation(Row("", "", "", "", "", simulation_agreement=0.99, simulation_agreement_dense=0.998))
+        'not what the plan says: predicts as its simulation in 99.00 %, the dense model in 99.80 %'
+    """
+    own, dense = row.simulation_agreement, row.simulation_agreement_dense
+    if own is None or dense is None or own >= dense:
+        return ""
+    shares = f"predicts as its simulation in {text.percent(own, 2)}, the dense model in {text.percent(dense, 2)}"
+    return f"not what the plan says: {shares}"
 
 
 def paper_claim(row: Row) -> str:
