@@ -133,12 +133,13 @@ def grid(
         for text in texts:
             for name in names:
                 for count in threads or chosen.threads:
-                    cases[Case(model, dataset, text, name, device, count)] = None
-                cases.update(dict.fromkeys(_more_seeds(Case(model, dataset, text, name, device), chosen.seeds)))
+                    cases.update(dict.fromkeys(_seeds(Case(model, dataset, text, name, device, count), chosen.seeds)))
     return list(cases)
 
 
-def _more_seeds(case: Case, seeds: int) -> Iterator[Case]:
+def _seeds(case: Case, seeds: int) -> Iterator[Case]:
+    """The case and, where its recipe trains, its further seeds: at every thread count, so that they are one group."""
+    yield case
     if seeds > 1 and case.trains:
         yield from (replace(case, seed=seed) for seed in range(1, seeds))
 

@@ -77,6 +77,18 @@ class UnavailableError(PruningBenchError):
     """A runtime or device that is not here; the message ends with how to get it."""
 
 
+def one_line(problem: Exception) -> str:
+    """What went wrong in one line; of the operating system's errors the reason and the file.
+
+    Example:
+        >>> one_line(OSError(28, "No space left on device", "results/runs/1.jsonl"))
+        'No space left on device [results/runs/1.jsonl]'
+    """
+    if isinstance(problem, OSError):
+        return f"{problem.strerror or problem}" + (f" [{problem.filename}]" if problem.filename else "")
+    return str(problem)
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """The text "one of a, b, c", closest names first and at most five; for error messages.
 

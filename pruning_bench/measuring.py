@@ -14,7 +14,7 @@ import torch
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
-from pruning_bench.judging.controls import broken
+from pruning_bench.judging.controls import broken, same_holds, slower_holds
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import (
     DECILE,
@@ -31,9 +31,11 @@ from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.metrics.cost import count_cost
 from pruning_bench.metrics.latency import Samples, sample, slowed
 from pruning_bench.metrics.memory import peak_memory
-from pruning_bench.quantization.contract import QuantizationTags
+from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.records import Measurement
 from pruning_bench.registry import METRICS, RUNTIMES, STEPS
+from pruning_bench.runtimes.contract import Kernel
+from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.workbench import Workbench
 
 LATENCY_SECONDS = 3.0  # of one case; used up, sampling ends at the least number of pairs
@@ -89,7 +91,8 @@ def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
     ]
     if "agreement_simulation" in _quality_due(case):
         simulated = bench.simulated_logits(case)
-        detail = {"dense": accuracy.agreement(dense, simulated)}
+        quantized = bench.compressed(case).quant_plan is not None
+        detail = {"dense": accuracy.agreement(dense, simulated), "quantized": quantized}
         measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated), detail=detail))
     if case == case.dense and (control := _flipped(record, logits, labels)):
         measured.append(control)
@@ -157,16 +160,29 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
             break
     log_ratio = q10_log_ratio(taken.case, taken.anchor)
     error = bootstrap_error(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
-    kernels = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in session.kernels]
+    ran = kernel_detail(session.kernels, bench.compressed(case).quant_plan)
     how = {"pairs": len(taken.case), "settled": taken.settled, "stopped": taken.stopped}
     return [
-        record("latency", _q10(taken.case), samples=taken.case, detail={"kernels": kernels}),
+        record("latency", _q10(taken.case), samples=taken.case, detail=ran),
         record("anchor_latency", _q10(taken.anchor), samples=taken.anchor),
         record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,), detail=how),
         _strongest(record, case, taken),
         *controls,
         *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
     ]
+
+
+def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str, Any]:
+    """What ran, layer by layer, and which of the layers whose inputs the plan quantizes fell back to float.
+
+    A layer whose name the runtime has lost counts as one of the plan's.
+    """
+    listed = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in kernels]
+    if plan is None or not plan.activations or not kernels:
+        return {"kernels": listed}
+    planned = {name.removesuffix(".weight") for name in plan.weights}
+    fallbacks = float_fallbacks(kernel for kernel in kernels if kernel.layer in {"", *planned})
+    return {"kernels": listed, "quantized_layers": len(planned), "float_fallbacks": list(fallbacks)}
 
 
 def simulates(case: Case) -> bool:
@@ -219,18 +235,15 @@ def _strongest(record: Record, case: Case, taken: Samples) -> Measurement:
 
 
 def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list[Measurement]:
-    """An anchor against itself, which must not be proved to differ, and one slowed down, which must be."""
+    """An anchor against itself, which must not differ, and one slowed down, which must; none of too few pairs."""
+    if taken.stopped == "cut":
+        return []
     anchor, twin = zip(*taken.twin_pairs, strict=True)
     same = _estimate(twin, anchor, policy, seed)
-    low, high = same.interval(policy.confidence)
-    margin = math.log1p(policy.speed_floor)
     slow = _estimate(taken.others[SLOWED], taken.anchor, policy, seed)
-    slow_low, slow_high = slow.interval(policy.confidence)
     return [
-        _control(
-            record, "twin", same, not (low > margin or high < -margin), f"98 % interval {low:+.1%} to {high:+.1%}"
-        ),
-        _control(record, "slowed_twin", slow, slow_low > margin, f"98 % interval {slow_low:+.1%} to {slow_high:+.1%}"),
+        _control(record, "twin", same, same_holds(same, policy), policy),
+        _control(record, "slowed_twin", slow, slower_holds(slow, policy), policy),
     ]
 
 
@@ -239,7 +252,9 @@ def _estimate(case: Sequence[float], anchor: Sequence[float], policy: Policy, se
     return Estimate(q10_log_ratio(case, anchor), error)
 
 
-def _control(record: Record, metric: str, estimate: Estimate, holds: bool, why: str) -> Measurement:
+def _control(record: Record, metric: str, estimate: Estimate, holds: bool, policy: Policy) -> Measurement:
+    low, high = map(math.expm1, estimate.interval(policy.confidence))
+    why = f"{policy.confidence:.0%} interval {low:+.1%} to {high:+.1%}"
     return record(metric, math.exp(estimate.value), detail={"holds": holds, "why": why})
 
 
@@ -259,7 +274,7 @@ def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Meas
 
 
 def _quality_due(case: Case) -> tuple[str, ...]:
-    shared = ("top1", "top5", "loss", "agreement", "flips")
+    shared = ("top1", "top5", "loss", "agreement", "flips", *(name for name in METRICS if METRICS[name].compute))
     return (
         shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
     )

@@ -6,13 +6,15 @@ with the ids of the profile's cases. Records are written before anything is judg
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruning_bench.errors import PruningBenchError, UnavailableError
+from pruning_bench.errors import PruningBenchError, UnavailableError, one_line
 
 if TYPE_CHECKING:
     from pruning_bench.records import CaseState
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIX = "_case"
 DEFAULT_STORAGE = "file://./.benchmarks"
 STATE: pytest.StashKey[Suite] = pytest.StashKey()
+FOUND: pytest.StashKey[set[str]] = pytest.StashKey()
 PROBLEM: pytest.StashKey[str] = pytest.StashKey()
 SUITE_FOLDER: pytest.StashKey[bool] = pytest.StashKey()
 FAMILIES = ("quality", "footprint", "latency")
@@ -58,7 +61,8 @@ def results_folder(config: pytest.Config) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Catches `--benchmark-compare PATH`, where pytest-benchmark takes the path for the id of a run."""
+    """Takes its place for the end, and catches `--benchmark-compare PATH`: the path would be taken for a run's id."""
+    config.pluginmanager.register(Finish(), "pruning_bench_finish")
     taken = config.getoption("benchmark_compare", [])
     if isinstance(taken, str) and Path(taken).exists() and not taken.endswith(".json"):
         raise pytest.UsageError(
@@ -83,6 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in metafunc.fixturenames:
         family = fixture.removesuffix(SUFFIX)
         if fixture == f"{family}{SUFFIX}" and family in FAMILIES:
+            metafunc.config.stash.setdefault(FOUND, set()).add(family)
             metafunc.parametrize(fixture, _params(metafunc.config, family), indirect=True)
 
 
@@ -95,14 +100,23 @@ def _params(config: pytest.Config, family: str) -> list[Any]:
     return [pytest.param(case_id, id=case_id, marks=suite.marks(family, case_id)) for case_id in suite.ids(family)]
 
 
+@contextmanager
+def warnings_stay_warnings() -> Iterator[None]:
+    """A library's new warning must not cost a run, even where a project's tests turn warnings into errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield
+
+
 def _suite(config: pytest.Config) -> Suite:
     if STATE not in config.stash:
-        from pruning_bench.suite import Options, Suite
-
         if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
             raise PruningBenchError("pytest -n", "several processes", "one: what runs in parallel cannot be timed")
+        with warnings_stay_warnings():
+            from pruning_bench.suite import Options, Suite
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
-        config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
+        with warnings_stay_warnings():
+            config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
     return config.stash[STATE]
 
 
@@ -158,7 +172,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if PROBLEM in session.config.stash:
         raise pytest.UsageError(session.config.stash[PROBLEM])
     if STATE in session.config.stash:
-        session.config.stash[STATE].select(dict(_selected(session)))
+        config = session.config
+        found = config.stash.setdefault(FOUND, set())
+        config.stash[STATE].select(dict(_selected(session)), found, _everything(config))
+
+
+NARROWING = ("ignore", "ignore_glob", "lf", "pyargs")
+
+
+def _everything(config: pytest.Config) -> bool:
+    """Whether the folders of the suite were collected as a whole; what was left out case by case is known otherwise."""
+    if any(config.getoption(name, None) for name in NARROWING):
+        return False
+    plugins = config.pluginmanager.get_plugins()
+    folders = [
+        Path(p.__file__).resolve().parent
+        for p in plugins
+        if getattr(p, "use_suite_storage", None) is use_suite_storage and Path(p.__file__).name == "conftest.py"
+    ]
+    named = [(config.invocation_params.dir / argument).resolve() for argument in config.args]
+    return bool(folders) and all(any(folder.is_relative_to(path) for path in named) for folder in folders)
 
 
 def _selected(session: pytest.Session) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -181,26 +214,42 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.config.stash[STATE].note(item.nodeid, state, reason)
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the records, then judges; an interrupted run is written and not judged."""
-    if STATE not in session.config.stash or session.config.option.collectonly:
-        return
-    suite = session.config.stash[STATE]
-    if not suite.reports_something():
-        return
-    interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    suite.write(interrupted)
-    if interrupted:
-        return
+class Finish:
+    """The end of a run. Registered after all plug-ins but the terminal's: around what they save, inside its summary."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
+        """Writes the records before anything else can fail, then judges; an interrupted run is not judged."""
+        suite = session.config.stash.get(STATE, None)
+        if suite is None or session.config.option.collectonly or not suite.reports_something():
+            return (yield)
+        interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        written = suite.write(interrupted)
+        try:
+            yield
+        except OSError as problem:
+            suite.problems.append(one_line(problem))
+        if written and not interrupted:
+            session.exitstatus = _judged(suite) or exitstatus
+        if suite.problems:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        return None
+
+
+def _judged(suite: Suite) -> int:
+    """The exit status by the verdict; a problem on the way is kept for the summary."""
     try:
-        verdict = suite.judge()
-    except PruningBenchError as problem:
-        suite.problem = str(problem)
-        session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        return
-    session.exitstatus = verdict if verdict != 0 else exitstatus
+        with warnings_stay_warnings():
+            return suite.judge()
+    except (PruningBenchError, OSError) as problem:
+        suite.problems.append(one_line(problem))
+        return pytest.ExitCode.USAGE_ERROR
+    except KeyboardInterrupt:
+        suite.interrupt()
+        return pytest.ExitCode.INTERRUPTED
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints the table and the verdict."""
     if STATE in config.stash:

@@ -114,6 +114,7 @@ class CaseStatus:
     Args:
         metrics: what the tests that ran to their end were due to record for this case; if absent it is MISSING.
         trains: the recipe trains weights, so that seeds are the unit of accuracy.
+        whole: nothing that measures the case was left out or cut off, so that all that a baseline has of it is due.
         extra: asked for by name and not of the profile, so that later runs of the profile need not yield it.
     """
 
@@ -123,6 +124,7 @@ class CaseStatus:
     metrics: tuple[str, ...] = ()
     trains: bool = False
     extra: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,10 @@ def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
-    """Measurements of several processes: of one case and metric of rule "speed" the samples are joined, in order."""
+    """Measurements of several processes: of one case and metric of rule "speed" the samples are joined, in order.
+
+    The detail is that of the process with the fewest pairs.
+    """
     joined: dict[tuple[str, str], Measurement] = {}
     for part in parts:
         key = (part.case_id, part.metric)
@@ -296,6 +301,15 @@ def merge(parts: Iterable[Measurement]) -> tuple[Measurement, ...]:
         if not samples:
             raise RecordError(part.metric, "no samples", "one a process", part.case_id)
         joined[key] = dataclasses.replace(
-            first, samples=samples, errors=first.errors + part.errors, value=math.exp(sum(samples) / len(samples))
+            first,
+            samples=samples,
+            errors=first.errors + part.errors,
+            value=math.exp(sum(samples) / len(samples)),
+            detail=min(first.detail, part.detail, key=_pairs),
         )
     return tuple(joined.values())
+
+
+def _pairs(detail: Mapping[str, Any]) -> float:
+    pairs = detail.get("pairs")
+    return pairs if isinstance(pairs, int) else math.inf

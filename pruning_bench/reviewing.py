@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning_bench.errors import PruningBenchError, RecordError
+from pruning_bench.errors import PruningBenchError, RecordError, UnknownNameError, closest
 from pruning_bench.judging.baseline import read_baseline
-from pruning_bench.judging.gate import Report, confirm, judge_run, suspects, undecided
+from pruning_bench.judging.gate import Report, confirm, judge_run, runtime_of, suspects, undecided
 from pruning_bench.judging.history import find_run, run_path
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.verdicts import WHOLE_CASE, Verdict
@@ -94,15 +94,24 @@ def review(results: Path, run_id: str, *, require: Collection[str] = ()) -> Revi
 
     Raises:
         RecordError: no such run, or a damaged file.
+        UnknownNameError: a required runtime that no case of the run's grid names.
     """
     policy = Policy()
     run = read_run(find_run(results / "runs", run_id))
+    _refuse_unknown(require, run)
     baseline = read_baseline(results / "baselines")
     report = judge_run(run, baseline, policy, require)
     for number in ROUNDS:
         if (path := _confirmation(results, run, number)).is_file():
             report = confirm(report, read_run(path).measurements, baseline)
     return Review(run, report, rows_of(run, report, baseline))
+
+
+def _refuse_unknown(require: Collection[str], run: Run) -> None:
+    known = {runtime_of(case.case_id) for case in run.cases}
+    for name in require:
+        if name not in known:
+            raise UnknownNameError("runtime", repr(name), closest(name, known), f"run {run.id}")
 
 
 def put_into(path: Path, made: Review) -> None:

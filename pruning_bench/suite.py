@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pruning_bench import cases, environment, reviewing
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.measuring import FAMILIES
 from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.processes import measure_afresh
@@ -99,9 +100,12 @@ class Suite:
         self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints)
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
-        self.problem = ""
+        self.problems: list[str] = []
+        self.interrupted = False
         self.unavailable: set[tuple[str, str]] = set()
         self._items: dict[str, tuple[str, str]] = {}
+        self._families = set(FAMILIES)
+        self._everything = False
         self._states: dict[str, tuple[CaseState, str]] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
         self._rounds = 0
@@ -123,16 +127,25 @@ class Suite:
         return [str(case) for case in self.grid if FAMILIES[family].covers(case)]
 
     def marks(self, family: str, case_id: str) -> list[pytest.MarkDecorator]:
-        """Marks of a parametrized case: for latency, the timer that replays its samples and its group in the table."""
+        """Marks of a parametrized case: warnings stay warnings; for latency, also the timer that replays its times."""
+        lenient = pytest.mark.filterwarnings("default")
         if family != "latency":
-            return []
+            return [lenient]
         replay = self.replays.setdefault(case_id, Replay())
         case = parse_id(case_id)
-        return [pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
+        return [lenient, pytest.mark.benchmark(timer=replay, group=f"{case.model}-{case.dataset} {case.runtime}")]
 
-    def select(self, items: Mapping[str, tuple[str, str]]) -> None:
-        """Notes the tests that were selected: node id -> (family, case id)."""
+    def select(self, items: Mapping[str, tuple[str, str]], families: Collection[str], everything: bool) -> None:
+        """Notes the tests that were selected.
+
+        Args:
+            items: node id -> (family, case id).
+            families: those of which there is a test at all.
+            everything: nothing of the suite was left out by path, so that a family without a test has none any more.
+        """
         self._items = dict(items)
+        self._families = set(families) if everything else set(FAMILIES)
+        self._everything = everything
 
     def measure(self, family: str, case_id: str) -> None:
         """Measures a case and keeps what it records."""
@@ -161,7 +174,18 @@ class Suite:
             by_case.setdefault(case_id, []).append((family, state, reason))
         everything = dict.fromkeys([*self.whole, *self.grid])
         whole = set(self.whole)
-        return tuple(replace(_status(case, by_case.get(str(case), [])), extra=case not in whole) for case in everything)
+        ends = {case: by_case.get(str(case), []) for case in everything}
+        return tuple(
+            replace(_status(case, ended), extra=case not in whole, whole=self._is_whole(case, ended))
+            for case, ended in ends.items()
+        )
+
+    def _is_whole(self, case: Case, ended: list[tuple[str, CaseState, str]]) -> bool:
+        """Whether all tests there are of a case ran to their end."""
+        if case not in self.grid or not (ended or self._everything):
+            return False
+        expected = {family for family in self._families if FAMILIES[family].covers(case)}
+        return expected <= {family for family, _, _ in ended} and all(state == "ran" for _, state, _ in ended)
 
     def run(self, interrupted: bool = False) -> Run:
         """The record of this run so far."""
@@ -180,9 +204,25 @@ class Suite:
         """Where the run is recorded."""
         return self.options.results / "runs" / f"{self.run().id}.jsonl"
 
-    def write(self, interrupted: bool) -> None:
-        """Writes the records, before anything is judged."""
-        write_run(self.run(interrupted), self.file)
+    def write(self, interrupted: bool) -> bool:
+        """Writes the records, before anything is judged; where the results folder takes none, among temporary files.
+
+        Returns:
+            whether they are where they belong.
+        """
+        self.interrupted = interrupted
+        run = self.run(interrupted)
+        try:
+            write_run(run, self.file)
+        except OSError as problem:
+            found = f"the run cannot be recorded: {one_line(problem)}"
+            self.problems.append(f"{found}; {_kept_elsewhere(run, self.file.name)}")
+            return False
+        return True
+
+    def interrupt(self) -> None:
+        """Notes that judging was interrupted; the records stay whole, to be judged later."""
+        self.interrupted = True
 
     def judge(self) -> int:
         """Judges the run, confirming suspected slow-downs in fresh processes; returns the exit status."""
@@ -200,9 +240,20 @@ class Suite:
 
     def summary(self) -> list[str]:
         """Lines for the terminal."""
-        if self.problem:
-            return [self.problem]
-        return list(self._review.lines) if self._review else []
+        lines = list(self._review.lines) if self._review else []
+        if self.interrupted and not self.problems:
+            lines.append(f"not judged: interrupted; what was measured is recorded as run {self.file.stem}")
+        return [*lines, *self.problems]
+
+
+def _kept_elsewhere(run: Run, name: str) -> str:
+    """Writes a run among temporary files; says where, or that it is lost."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="pruning_bench-")) / name
+        write_run(run, path)
+    except OSError as problem:
+        return f"nor elsewhere, what was measured is lost: {one_line(problem)}"
+    return f"it is kept in {path}"
 
 
 def _status(case: Case, ended: list[tuple[str, CaseState, str]]) -> CaseStatus:

@@ -81,6 +81,20 @@ def test_recipes_that_train_get_more_seeds_only_where_the_profile_says_so() -> N
     assert {case.seed for case in grid(PROFILES["smoke"], pairs)} == {0}
 
 
+@pytest.mark.parametrize("name", ["ci", "nightly"])
+@pytest.mark.parametrize("threads", [None, [2], [1, 4]], ids=str)
+def test_the_seeds_of_a_case_are_one_group_whatever_its_threads(name: str, threads: list[int] | None) -> None:
+    discover()
+    chosen = PROFILES[name]
+    groups: dict[Case, set[int]] = {}
+    for case in grid(chosen, [("resnet20", "fashion_mnist")], threads=threads):
+        if case.trains:
+            groups.setdefault(replace(case, seed=0), set()).add(case.seed)
+    assert {case.threads for case in groups} == set(threads or chosen.threads), f"{groups}"
+    for case, seeds in groups.items():
+        assert seeds == set(range(chosen.seeds)), f"{case} is run with seeds {sorted(seeds)}"
+
+
 def test_recipes_are_canonical_and_unique() -> None:
     discover()
     doubled = replace(PROFILES["smoke"], recipes=("magnitude:0.90", "magnitude:0.9,scope=global", "dense"))

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,11 +86,11 @@ class Toy:
         card = {"model": "toy", "dataset": "pixels", "options": {}}
         save_checkpoint(model, card, self.pytester.path / "trained" / "toy-pixels.safetensors")
 
-    def run(self, *arguments: str) -> pytest.RunResult:
+    def run(self, *arguments: str, **options: Any) -> pytest.RunResult:
         """One run of the suite in this process."""
         where = () if any(a.startswith("benchmarks") for a in arguments) else ("benchmarks",)
         with registries_kept():
-            return self.pytester.runpytest_inprocess(*where, *ARGUMENTS, *arguments)
+            return self.pytester.runpytest_inprocess(*where, *ARGUMENTS, *arguments, **options)
 
     def accept(self, *arguments: str) -> int:
         """Accepts the latest run."""
@@ -207,6 +208,36 @@ def test_a_removed_case_is_missing(accepted: Toy) -> None:
     assert result.ret == 1, f"exit status {result.ret}"
 
 
+def test_a_family_without_a_test_any_more_is_missing_until_accepted(accepted: Toy) -> None:
+    (accepted.pytester.path / "benchmarks" / "test_latency.py").unlink()
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "MISSING", accepted.report()["counts"]
+    assert accepted.outcome(PLANTED, "top1") == "PASS", accepted.report()["counts"]
+    assert accepted.accept() == 0
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+
+
+def test_a_case_that_its_family_does_not_cover_any_more_is_missing(accepted: Toy) -> None:
+    narrower = replace(measuring.FAMILIES["latency"], covers=lambda case: case.recipe == "dense")
+    accepted.monkeypatch.setitem(measuring.FAMILIES, "latency", narrower)
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    missing = {(v["case_id"], v["metric"]) for v in accepted.report()["verdicts"] if v["outcome"] == "MISSING"}
+    assert missing == {(PLANTED, "relative_time"), (PLANTED, "anchor_latency")}, f"{missing}"
+
+
+def test_a_crash_in_one_family_hides_nothing_of_the_others(accepted: Toy) -> None:
+    nothing = replace(measuring.FAMILIES["quality"], measure=lambda bench, case: [])
+    accepted.monkeypatch.setitem(measuring.FAMILIES, "quality", nothing)
+    accepted.monkeypatch.setattr(measuring, "sample", lambda *a, **k: 1 / 0)
+    result = accepted.run()
+    assert result.ret == 1, result.stdout.str()
+    assert accepted.outcome(PLANTED, "case") == "ERROR", accepted.report()["counts"]
+    assert accepted.outcome(PLANTED, "top1") == "MISSING", accepted.report()["counts"]
+
+
 @pytest.mark.parametrize(
     "selection",
     [
@@ -215,6 +246,9 @@ def test_a_removed_case_is_missing(accepted: Toy) -> None:
         ("-k", "dense"),
         (f"benchmarks/test_quality.py::test_quality[{DENSE}]",),
         (f"--deselect=benchmarks/test_latency.py::test_latency[{PLANTED}]",),
+        ("--ignore=benchmarks/test_latency.py",),
+        ("benchmarks/test_quality.py", "benchmarks/test_footprint.py"),
+        ("--benchmark-skip",),
     ],
     ids=lambda s: " ".join(s).replace("benchmarks/", ""),
 )
@@ -228,6 +262,7 @@ def test_stopping_at_the_first_failure_raises_no_missing(accepted: Toy) -> None:
     accepted.monkeypatch.setenv("PLANTED_CRASH", "1")
     result = accepted.run("-x")
     assert result.ret == 1, result.stdout.str()
+    result.stdout.fnmatch_lines(["*stopped early: 1 cases*"])
     assert accepted.outcomes() <= {"PASS", "ERROR"}, accepted.report()["counts"]
     assert accepted.outcome(PLANTED, "case") == "ERROR", accepted.report()["counts"]
 
@@ -293,6 +328,25 @@ def test_a_failing_control_makes_the_run_invalid(toy: Toy, spoil: Callable[[pyte
     assert not (toy.results / "baselines").exists(), "an invalid run became the baseline"
 
 
+def test_a_cut_sample_is_inconclusive_and_breaks_no_control(accepted: Toy) -> None:
+    original = measuring.sample
+
+    def cut(*args: Any, **options: Any) -> Any:
+        taken = original(*args, **options)
+        few, rounds = slice(0, 7), tuple(i for i in taken.twin_rounds if i < 7)
+        others = {name: times[few] for name, times in taken.others.items()}
+        twin = tuple(1.2 * seconds for seconds in taken.twin[: len(rounds)])
+        fields = {"anchor": taken.anchor[few], "case": taken.case[few], "others": others, "stopped": "cut"}
+        return replace(taken, twin=twin, twin_rounds=rounds, **fields)
+
+    accepted.monkeypatch.setattr(measuring, "sample", cut)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.5")
+    result = accepted.run()
+    assert result.ret == 0, result.stdout.str()
+    assert accepted.outcome(PLANTED, "relative_time") == "INCONCLUSIVE", accepted.report()["counts"]
+    result.stdout.fnmatch_lines(["*sampling ran out of time after 7 pairs, an interval needs 60*"])
+
+
 def test_benchmark_compare_works_on_the_second_run_from_any_folder(toy: Toy) -> None:
     toy.run()
     elsewhere = toy.pytester.path / "elsewhere"
@@ -326,6 +380,7 @@ def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
         (["--pb-profile=smok"], "smoke"),
         (["--pb-model=toi"], "toy"),
         (["--pb-runtime=virtua"], "virtual"),
+        (["--pb-require=virtua"], "virtual"),
         (["--pb-recipe=magnitud:0.5"], "magnitude"),
         (["--pb-recipe=magnitude:0.5,,"], "^"),
         (["--pb-threads=0"], ">= 1"),
@@ -339,6 +394,121 @@ def test_wrong_options_are_usage_errors(toy: Toy, arguments: list[str], says: st
     assert result.ret == 4, text
     assert says in text, text
     assert "Traceback" not in text, text
+
+
+FAKE_XDIST = """
+def pytest_addoption(parser):
+    parser.addoption("--numprocesses", type=int)
+"""
+
+
+@pytest.mark.parametrize("with_conftest", [True, False])
+def test_parallel_runs_are_refused(toy: Toy, with_conftest: bool) -> None:
+    toy.pytester.makepyfile(fake_xdist=FAKE_XDIST)
+    toy.pytester.syspathinsert()
+    if not with_conftest:
+        (toy.pytester.path / "benchmarks" / "conftest.py").unlink()
+    result = toy.run("-p", "fake_xdist", "--numprocesses=2")
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    assert "several processes, should be one" in text, text
+    assert "Traceback" not in text, text
+    assert not (toy.results / "runs").exists(), "something was measured"
+
+
+def _interrupt(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_recorded_and_says_so(accepted: Toy) -> None:
+    accepted.monkeypatch.setattr(measuring, "sample", _interrupt)
+    result = accepted.run(no_reraise_ctrlc=True)
+    assert result.ret == 2, result.stdout.str()
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    result.stdout.fnmatch_lines([f"not judged: interrupted; what was measured is recorded as run {file.stem}"])
+    run = read_run(file)
+    assert run.interrupted, "recorded as whole"
+    assert run.measurements, "nothing was recorded"
+    assert not (accepted.results / "reports").exists(), "an interrupted run was judged"
+
+
+def test_interrupting_the_confirmation_leaves_a_run_to_be_judged(accepted: Toy) -> None:
+    accepted.monkeypatch.setattr(suite, "measure_afresh", _interrupt)
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run(no_reraise_ctrlc=True)
+    assert result.ret == 2, result.stdout.str()
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    result.stdout.fnmatch_lines([f"not judged: *{file.stem}"])
+    assert not read_run(file).interrupted, "what was measured is whole"
+
+
+def _no_space(path: Path, *arguments: Any, **options: Any) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
+def check_one_line(result: pytest.RunResult, pattern: str) -> None:
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    result.stdout.fnmatch_lines([pattern])
+    assert "Traceback" not in text, text
+    assert "INTERNALERROR" not in text, text
+
+
+def test_records_that_cannot_be_written_are_kept_elsewhere(toy: Toy) -> None:
+    toy.results.write_text("a file where the folder should be")
+    result = toy.run()
+    check_one_line(result, "the run cannot be recorded: *; it is kept in *.jsonl")
+    (line,) = [line for line in result.outlines if line.startswith("the run cannot be recorded")]
+    kept = Path(line.rpartition(" ")[2])
+    assert read_run(kept).measurements, "nothing was kept"
+    shutil.rmtree(kept.parent)
+
+
+def test_records_that_fit_nowhere_are_said_to_be_lost(toy: Toy) -> None:
+    toy.monkeypatch.setattr(suite, "write_run", lambda run, path: _no_space(path))
+    check_one_line(toy.run(), "the run cannot be recorded: No space left*; *is lost: No space left on device [[]*")
+
+
+def test_reports_that_cannot_be_written_lose_no_verdict(accepted: Toy) -> None:
+    (accepted.results / "reports").write_text("a file where the folder should be")
+    result = accepted.run()
+    check_one_line(result, "passed: *")
+    check_one_line(result, "*[[]*reports*]")
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device", "a file"), RuntimeError("a bug")])
+def test_records_are_written_before_pytest_benchmark_saves(accepted: Toy, problem: Exception) -> None:
+    from pytest_benchmark.session import BenchmarkSession
+
+    def fails(self: Any) -> None:
+        raise problem
+
+    accepted.monkeypatch.setattr(BenchmarkSession, "finish", fails)
+    result = accepted.run()
+    if isinstance(problem, OSError):
+        check_one_line(result, "No space left on device [[]a file]")
+        check_one_line(result, "passed: *")
+    (file,) = (accepted.results / "runs").glob("*.jsonl")
+    assert read_run(file).measurements, "the run was not recorded"
+
+
+def test_a_librarys_warning_is_no_error_of_a_case(accepted: Toy) -> None:
+    """Other tests of the project stay as strict as it asks for."""
+    (accepted.pytester.path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    strict = "import warnings\ndef test_strict(): warnings.warn('x', DeprecationWarning)\n"
+    (accepted.pytester.path / "benchmarks" / "test_strict.py").write_text(strict)
+
+    def warns(*arguments: Any, **options: Any) -> Any:
+        warnings.warn("a library has changed its mind", DeprecationWarning, stacklevel=1)
+        return in_this_process(*arguments, **options)
+
+    accepted.monkeypatch.setattr(suite, "measure_afresh", warns)
+    accepted.monkeypatch.setenv("PLANTED_WARNING", "1")
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run()
+    assert result.parseoutcomes()["failed"] == 1, result.stdout.str()
+    result.stdout.fnmatch_lines(["FAILED *test_strict*"])
+    assert accepted.outcomes() == {"PASS", "REGRESSED"}, accepted.report()["counts"]
 
 
 def test_the_path_after_benchmark_compare_is_caught(toy: Toy) -> None:

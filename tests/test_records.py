@@ -298,6 +298,13 @@ def test_merge_joins_the_samples_of_speed(samples: list[float]) -> None:
     assert math.isclose(joined.value, expected, rel_tol=1e-9), f"{joined.value}, should be {expected}"
 
 
+@pytest.mark.parametrize("order", [(60, 40, 120), (120, 60, 40), (40, 120, 60)])
+def test_merge_tells_of_the_process_with_the_fewest_pairs(order: tuple[int, ...]) -> None:
+    parts = [dataclasses.replace(SPEED, detail={"pairs": pairs}) for pairs in order]
+    (joined,) = merge([*parts, dataclasses.replace(SPEED, detail={})])
+    assert joined.detail == {"pairs": 40}, f"{joined.detail}"
+
+
 def test_merge_keeps_the_last_of_other_rules_and_cases_apart() -> None:
     later = dataclasses.replace(ONE, value=0.75)
     elsewhere = dataclasses.replace(SPEED, case_id="other")

@@ -9,13 +9,14 @@ from typing import Literal
 
 from pruning_bench.errors import RecordError, closest
 from pruning_bench.judging import controls, vectors
-from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key
+from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key, check_time
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
 from pruning_bench.records import CaseStatus, Measurement, Run, merge
 
 Scope = Literal["portable", "times", "all"]
+Keys = set[tuple[str, str]]
 WHO = "accept"
 _RULES = {"portable": PORTABLE, "times": TIMED, "all": PORTABLE + TIMED}
 
@@ -32,7 +33,8 @@ def accept(
     """The baseline with the run's measurements in it; nothing is written.
 
     Lines of other cases, metrics, profiles and environments stay as they are. Without `only`, lines of cases that
-    the run's profile no longer yields leave that profile, and go when it was their last. A line whose numbers are
+    the run's profile no longer yields leave that profile, and go when it was their last; so do lines of metrics that
+    no benchmark measures any more. A line whose numbers are
     the same as before keeps its reason.
 
     Args:
@@ -40,7 +42,8 @@ def accept(
         scope: "portable" leaves times alone, "times" everything else.
     Raises:
         RecordError: no reason; a run that was interrupted or is INVALID; a chosen case that is unknown, crashed or
-            did not record what it should; a speed from too few processes; nothing to accept.
+            did not record what it should; a speed from too few processes or that no run can be compared with; nothing
+            to accept.
     """
     policy = policy or Policy()
     refuse_run(run, reason)
@@ -52,7 +55,9 @@ def accept(
         raise RecordError(WHO, f"no measurement of scope {scope!r}", "at least one", f"run {run.id}")
     cases = {case.case_id: case for case in run.cases}
     fresh = [_line(m, run, reason, cases.get(m.case_id), policy) for m in measured]
-    gone = set() if only is not None else _left_the_grid(baseline, run)
+    for line in fresh:
+        check_time(line, line.case_id)
+    gone = _gone(baseline, run, chosen, only is None)
     portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), gone, run.profile)
     times = {
         key: Times(other.must_match, _merged(other.lines, (), gone, run.profile))
@@ -96,7 +101,7 @@ def _refuse_cases(run: Run, chosen: set[str]) -> None:
         if case.state == "error":
             raise RecordError(WHO, f"a case that crashed ({case.reason})", "cases that ran", case.case_id)
         lost = [metric for metric in case.metrics if (case.case_id, metric) not in recorded]
-        if case.state == "ran" and lost:
+        if lost:
             raise RecordError(WHO, f"no {lost[0]} recorded", "every metric that was due", case.case_id)
 
 
@@ -139,17 +144,27 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _left_the_grid(baseline: Baseline, run: Run) -> set[str]:
-    """Cases that were of this profile and that its grid no longer yields."""
+def _gone(baseline: Baseline, run: Run, chosen: Collection[str], all_cases: bool) -> Keys:
+    """What was of this profile and is so no longer: cases that its grid does not yield, metrics nobody measures.
+
+    Args:
+        all_cases: whether the grid counts, or only what became of the chosen cases.
+    """
     lines = [*baseline.portable.values(), *(x for t in baseline.times.values() for x in t.lines.values())]
     here = {case.case_id for case in run.cases}
-    return {line.case_id for line in lines if run.profile in line.profiles} - here
+    whole = {case.case_id for case in run.cases if case.whole and case.case_id in chosen}
+    recorded = {(m.case_id, m.metric) for m in run.measurements}
+    return {
+        line.key
+        for line in lines
+        if (all_cases and line.case_id not in here) or (line.case_id in whole and line.key not in recorded)
+    }
 
 
-def _merged(old: Lines, fresh: Iterable[BaselineLine], gone: set[str], profile: str) -> Lines:
+def _merged(old: Lines, fresh: Iterable[BaselineLine], gone: Keys, profile: str) -> Lines:
     kept: list[BaselineLine] = []
     for line in old.values():
-        if line.case_id not in gone or profile not in line.profiles:
+        if line.key not in gone or profile not in line.profiles:
             kept.append(line)
         elif rest := tuple(name for name in line.profiles if name != profile):
             kept.append(replace(line, profiles=rest))

@@ -23,6 +23,8 @@ PORTABLE: tuple[Rule, ...] = ("exact", "paired")
 TIMED: tuple[Rule, ...] = ("speed", "canary")
 PORTABLE_FILE = "portable.jsonl"
 WHO = "baseline"
+TINY = 1e-12  # no time in seconds and no ratio of times is smaller, or larger than its inverse
+MOST_SPREAD = 1.0  # of log ratios: processes that differ by a factor e are fit for no comparison
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,13 @@ class Baseline:
         others = [t for name, t in self.times.items() if name != environment.key and key in t.lines]
         return min(others, key=lambda t: len(differences(t.must_match, environment.must_match)), default=None)
 
-    def case_ids(self, profile: str, environment: Environment) -> set[str]:
-        """Cases of a profile that have a line which counts here: portable, or times of this environment."""
-        lines = (*self.portable.values(), *self.own_times(environment).values())
-        return {line.case_id for line in lines if profile in line.profiles}
+    def metrics(self, profile: str, environment: Environment) -> dict[str, set[str]]:
+        """Case of a profile -> its metrics with a line which counts here: portable, or times of this environment."""
+        found: dict[str, set[str]] = {}
+        for line in (*self.portable.values(), *self.own_times(environment).values()):
+            if profile in line.profiles:
+                found.setdefault(line.case_id, set()).add(line.metric)
+        return found
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -203,7 +208,7 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
     try:
         line = BaselineLine(**{**row, "profiles": tuple(row.get("profiles", ()))})
         numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes)]
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError) as problem:
         raise RecordError(WHO, str(problem), "a line of a baseline", where) from None
     if wrong := next((n for n in _TEXT if not isinstance(getattr(line, n), str)), None):
         raise RecordError(WHO, f"{wrong} {getattr(line, wrong)!r}", "text", where)
@@ -216,8 +221,20 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
         raise RecordError(WHO, found, f"rule {' or '.join(rules)}, better {' or '.join(get_args(Better))}", where)
     if not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
         raise RecordError(WHO, f"numbers {numbers}", "finite, spread, within and processes not negative", where)
-    if line.rule == "speed" and (line.processes < 1 or line.value <= 0):
-        raise RecordError(WHO, f"ratio {line.value} of {line.processes} processes", "positive, of 1 or more", where)
     if line.vector:
         vectors.unpack(line.vector, where)
+    check_time(line, where)
     return line
+
+
+def check_time(line: BaselineLine, where: str) -> None:
+    """Raises `RecordError` for a time that nothing can be compared with; portable lines pass."""
+    if line.rule in TIMED and not TINY < line.value < 1 / TINY:
+        raise RecordError(WHO, f"{line.metric} {line.value:.6g}", f"above {TINY:g} and below {1 / TINY:g}", where)
+    if line.rule != "speed":
+        return
+    if line.processes < 1:
+        raise RecordError(WHO, f"a ratio of {line.processes} processes", "of 1 or more", where)
+    if max(line.spread, line.within) > MOST_SPREAD:
+        found = f"spread {line.spread:.6g}, within {line.within:.6g}"
+        raise RecordError(WHO, found, f"at most {MOST_SPREAD:g} (log ratios)", where)

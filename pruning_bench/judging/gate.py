@@ -200,18 +200,19 @@ def _missing(run: Run, baseline: Baseline) -> list[Verdict]:
     recorded: dict[str, set[str]] = {}
     for m in run.measurements:
         recorded.setdefault(m.case_id, set()).add(m.metric)
-    known = baseline.case_ids(run.profile, run.environment)
+    known = baseline.metrics(run.profile, run.environment)
     verdicts = [
         _absent(case_id, WHOLE_CASE, f"the {run.profile} profile no longer yields it")
-        for case_id in known - {case.case_id for case in run.cases}
+        for case_id in known.keys() - {case.case_id for case in run.cases}
     ]
     for case in run.cases:
-        if case.state != "ran":
-            continue
         there = recorded.get(case.case_id, set())
-        due = [metric for metric in case.metrics if metric not in there]
+        due = set(case.metrics) - there  # of the tests that ran to their end, whatever became of the others
         verdicts += [_absent(case.case_id, metric, "ran and did not record it") for metric in due]
-        if not there and not due and case.case_id in known:
+        if case.whole:
+            gone = known.get(case.case_id, set()) - there - due
+            verdicts += [_absent(case.case_id, metric, "no benchmark measures it any more") for metric in gone]
+        elif case.state == "ran" and not there and not due and case.case_id in known:
             verdicts.append(_absent(case.case_id, WHOLE_CASE, "ran and recorded nothing"))
     return verdicts
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning_bench.errors import RecordError, closest
-from pruning_bench.records import Run, read_run
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -36,12 +35,3 @@ def find_run(folder: Path, name: str) -> Path:
     if found:
         raise RecordError("run", f"{name!r} begins {len(found)} ids", closest(name, (p.stem for p in found)))
     raise RecordError("run", repr(name), closest(name, (p.stem for p in files)), str(folder))
-
-
-def latest_run(folder: Path, profile: str) -> Run | None:
-    """The newest whole run of a profile; None when there is none."""
-    for path in reversed(run_files(folder)):
-        run = read_run(path)
-        if run.profile == profile and not run.interrupted:
-            return run
-    return None

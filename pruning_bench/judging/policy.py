@@ -67,3 +67,23 @@ class Policy:
     def alpha(self) -> float:
         """How often one bound of an interval errs: (1 - confidence) / 2."""
         return (1 - self.confidence) / 2
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What the gate, by its default policy, made of invented runs of unchanged code; the tests repeat it.
+
+    Args:
+        runs, cases: how many runs of how many timed cases each.
+        spread, within: standard deviations of a log ratio between processes, and of its error inside one; normal.
+        failed: runs with any case REGRESSED, after confirmation and Holm's correction.
+    """
+
+    runs: int = 200
+    cases: int = 20
+    spread: float = 0.015
+    within: float = 0.003
+    failed: int = 0
+
+
+SIMULATED = Simulation()

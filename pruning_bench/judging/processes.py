@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning_bench.errors import PruningBenchError
-from pruning_bench.judging.statistics import Estimate, smallest_effect
+from pruning_bench.judging.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,3 @@ def _between(*sides: Processes) -> tuple[float, float]:
     freedom = sum(side.count - 1 for side in sides)
     beyond = sum((side.count - 1) * (side.spread**2 - side.within**2) for side in sides)
     return (max(0.0, beyond) / freedom, freedom) if freedom else (0.0, math.inf)
-
-
-def processes_needed(then: Processes, margin: float, confidence: float, power: float, most: int = 30) -> int | None:
-    """Fresh processes after which an unchanged case is proved within `margin` with probability `power`.
-
-    The least n with `smallest_effect(error, 0, ...)` <= margin, were everything as in `then`; None if `most` are too
-    few: then the baseline itself needs more processes.
-    Example:
-        >>> processes_needed(Processes(5, 0.0, spread=0.015), margin=0.045, confidence=0.98, power=0.9)
-        5
-    """
-    for count in range(1, most + 1):
-        estimate = process_difference(Processes(count, then.centre, then.spread, then.within), then)
-        if smallest_effect(estimate, 0.0, confidence, power) <= margin:
-            return count
-    return None

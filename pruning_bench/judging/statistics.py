@@ -108,18 +108,6 @@ def bootstrap_error(case: npt.ArrayLike, anchor: npt.ArrayLike, *, seed: int, dr
     return float(block_bootstrap(case, anchor, seed=seed, draws=draws).std(ddof=1))
 
 
-def bootstrap_interval(
-    case: npt.ArrayLike, anchor: npt.ArrayLike, *, seed: int, draws: int = 1000, confidence: float = 0.98
-) -> tuple[float, float]:
-    """Percentile interval of `q10_log_ratio` inside one process.
-
-    Says nothing about other processes, and is somewhat too narrow: called 98 %, it covers about 95 % at 30 pairs.
-    """
-    drawn = block_bootstrap(case, anchor, seed=seed, draws=draws)
-    low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return float(low), float(high)
-
-
 def _pairs(case: npt.ArrayLike, anchor: npt.ArrayLike) -> tuple[Floats, Floats]:
     top, bottom = np.asarray(case, np.float64), np.asarray(anchor, np.float64)
     if top.shape != bottom.shape or top.ndim != 1 or not len(top):

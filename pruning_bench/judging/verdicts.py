@@ -223,10 +223,26 @@ def speed_margin(spread: float, policy: Policy) -> float:
     return max(math.log1p(policy.speed_floor), policy.spread_factor * spread)
 
 
+def too_few_pairs(now: Measurement, policy: Policy) -> str:
+    """Why a speed whose sampling was cut short cannot be judged, "" when it can: few pairs tell no error.
+
+    Example:
+        >>> cut = Measurement("case", "relative_time", 1.0, "1", "lower", "speed", (0.0,), detail={"pairs": 9})
+        >>> too_few_pairs(cut, Policy())
+        'sampling ran out of time after 9 pairs, an interval needs 60'
+    """
+    pairs = now.detail.get("pairs")
+    if not isinstance(pairs, int) or pairs >= policy.min_pairs:
+        return ""
+    return f"sampling ran out of time after {pairs} pairs, an interval needs {policy.min_pairs}"
+
+
 def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
     """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown."""
     if not now.samples:
         raise RecordError("judge", "a speed without samples", "one log ratio a process", now.case_id)
+    if why := too_few_pairs(now, policy):
+        return replace(verdict, outcome=Outcome.INCONCLUSIVE, n=len(now.samples), note=why)
     sign = direction(now.better)
     estimate = process_difference(Processes.of(now.samples, now.errors), then.summary)
     worse = Estimate(sign * estimate.value, estimate.error, estimate.freedom)

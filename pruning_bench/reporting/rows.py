@@ -11,12 +11,14 @@ from pruning_bench.judging.case_ids import case_of, group_of
 from pruning_bench.judging.gate import Report
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes, process_mean
-from pruning_bench.judging.verdicts import Verdict
+from pruning_bench.judging.verdicts import Verdict, too_few_pairs
 from pruning_bench.records import Measurement, Run, merge
+from pruning_bench.reporting import text
 from pruning_bench.reporting.verdict_text import explained
 
 PAPER_SHARE = 0.5  # a case with at most this share of the dense MACs is held against its claim
 NO_SPEEDUP = 1.05  # a speed-up that may be below this is none worth the name
+MOST_LAYERS = 5  # named in a note; JSON has them all
 
 Metrics = Mapping[str, Measurement]
 
@@ -36,6 +38,10 @@ class Row:
         speedup, speedup_low, speedup_high: dense time / time on the same runtime, with its interval.
         processes: behind the speed-up; one says little of others.
         strongest_speedup, strongest: time of the strongest dense model here / time; and which that is.
+        simulation_agreement: of a quantized model, the share of test predictions equal to those of its simulation.
+        simulation_agreement_dense: the same share of the dense model, for comparison.
+        quantized_layers: how many layers the plan quantizes; None where the runtime lists no kernels.
+        float_fallbacks: those of them that ran in float all the same, as `layer (operator dtype)`.
         outcome: the worst of the case's verdicts, "" when nothing of it was judged.
     """
 
@@ -59,6 +65,10 @@ class Row:
     processes: int = 0
     strongest_speedup: float | None = None
     strongest: str = ""
+    simulation_agreement: float | None = None
+    simulation_agreement_dense: float | None = None
+    quantized_layers: int | None = None
+    float_fallbacks: tuple[str, ...] = ()
     outcome: str = ""
     note: str = ""
 
@@ -117,7 +127,19 @@ def _measured(group: str, seeds: Mapping[int, Metrics], known: Processes | None,
         strongest_speedup=1 / strongest.value if strongest and strongest.value else None,
         strongest=str(strongest.detail.get("strongest", "")) if strongest else "",
     )
+    row = _quantized(row, first.get("agreement_simulation"), first.get("latency"))
     return _timed(row, first.get("relative_time"), known, policy)
+
+
+def _quantized(row: Row, agreement: Measurement | None, latency: Measurement | None) -> Row:
+    """With what tells whether a quantized model runs as quantized; the row as it is for any other."""
+    if agreement and agreement.detail.get("quantized"):
+        dense = agreement.detail.get("dense")
+        row = replace(row, simulation_agreement=agreement.value, simulation_agreement_dense=dense)
+    if latency and "quantized_layers" in latency.detail:
+        fallbacks = tuple(map(str, latency.detail.get("float_fallbacks", ())))
+        row = replace(row, quantized_layers=latency.detail["quantized_layers"], float_fallbacks=fallbacks)
+    return row
 
 
 def _value(metrics: Metrics, *names: str) -> float | None:
@@ -127,6 +149,8 @@ def _value(metrics: Metrics, *names: str) -> float | None:
 def _timed(row: Row, ratio: Measurement | None, known: Processes | None, policy: Policy) -> Row:
     if ratio is None or not ratio.samples:
         return row
+    if why := too_few_pairs(ratio, policy):
+        return replace(row, speedup=1 / ratio.value, processes=len(ratio.samples), note=why)
     estimate = process_mean(Processes.of(ratio.samples, ratio.errors), known)
     low, high = estimate.interval(policy.confidence)
     return replace(
@@ -140,7 +164,15 @@ def _timed(row: Row, ratio: Measurement | None, known: Processes | None, policy:
 
 def _judged(row: Row, verdicts: Iterable[Verdict]) -> Row:
     worst = min(verdicts, key=lambda v: (not v.fails, v.severity), default=None)
-    return row if worst is None else replace(row, outcome=worst.outcome.value, note=explained(worst))
+    if worst is None:
+        return row
+    words = explained(worst)
+    note = words if row.note in words else _joined(row.note, words)
+    return replace(row, outcome=worst.outcome.value, note=note)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
@@ -158,7 +190,36 @@ def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
         compression=size / row.bytes if size and row.bytes else None,
         macs_share=row.macs / macs if macs and row.macs is not None else None,
     )
-    return replace(row, note="; ".join(filter(None, (paper_claim(row), row.note))))
+    return replace(row, note=_joined(name_only(row), off_simulation(row), paper_claim(row), row.note))
+
+
+def name_only(row: Row) -> str:
+    """In plain words, when layers that the plan quantizes ran in float; "" otherwise.
+
+    Example:
+        >>> name_only(Row("", "", "", "", "", quantized_layers=2, float_fallbacks=("fc (Gemm float32)",)))
+        'int8 in part only: 1 of 2 quantized layers ran in float: fc (Gemm float32)'
+    """
+    if not row.quantized_layers or not (count := len(row.float_fallbacks)):
+        return ""
+    if count >= row.quantized_layers:
+        return f"int8 in name only: all {row.quantized_layers} quantized layers ran in float"
+    listed = ", ".join(row.float_fallbacks[:MOST_LAYERS]) + (", ..." if count > MOST_LAYERS else "")
+    return f"int8 in part only: {count} of {row.quantized_layers} quantized layers ran in float: {listed}"
+
+
+def off_simulation(row: Row) -> str:
+    """In plain words, when the dense model predicts more as the simulation does than the runtime; "" otherwise.
+
+    Example:
+        >>> off_simulation(Row("", "", "", "", "", simulation_agreement=0.99, simulation_agreement_dense=0.998))
+        'not what the plan says: predicts as its simulation in 99.00 %, the dense model in 99.80 %'
+    """
+    own, dense = row.simulation_agreement, row.simulation_agreement_dense
+    if own is None or dense is None or own >= dense:
+        return ""
+    shares = f"predicts as its simulation in {text.percent(own, 2)}, the dense model in {text.percent(dense, 2)}"
+    return f"not what the plan says: {shares}"
 
 
 def paper_claim(row: Row) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pruning_bench.judging.gate import Report
+from pruning_bench.judging.policy import SIMULATED, Policy
 from pruning_bench.judging.verdicts import Verdict
 from pruning_bench.records import Outcome, Run
 from pruning_bench.reporting import text
@@ -42,14 +43,24 @@ def headline(report: Report) -> str:
     return f"{words[report.exit_status]}: {counts or 'nothing to judge'}"
 
 
+def false_alarms(report: Report) -> str:
+    """What is known of how often unchanged code fails: the level of the test, and what was simulated of it."""
+    level = text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)
+    line = f"{report.tested} accuracies and speeds tested together (Holm, level {level})"
+    if report.policy != Policy():
+        return f"{line}; how often this policy fails unchanged code was not simulated"
+    found = f"{SIMULATED.failed} of {SIMULATED.runs} simulated runs of {SIMULATED.cases} unchanged speeds failed"
+    return f"{line}; {found}, with normal noise of {text.percent(SIMULATED.spread)} between processes"
+
+
 def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     """The lines above the tables."""
     lines = [headline(report), f"run {run.id}, profile {run.profile}"]
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
     if report.tested:
-        chance = text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)
-        words = "accuracies and speeds tested together (Holm): the chance that unchanged code fails them is at most"
-        lines.append(f"{report.tested} {words} {chance}")
+        lines.append(false_alarms(report))
+    if not_reached := sum(case.state == "not_run" for case in run.cases):
+        lines.append(f"stopped early: {not_reached} cases that were selected were not reached, nothing is said of them")
     if report.new_times:
         lines.append(
             f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
@@ -84,7 +95,19 @@ def _case_table(title: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
         cells.append([*_cells(row), (row.outcome or text.NOTHING) + mark])
-    return Table(title, HEADINGS, ALIGN, cells, [f"[{number}] {note}" for note, number in notes.items()])
+    below = [f"[{number}] {note}" for note, number in notes.items()]
+    return Table(title, HEADINGS, ALIGN, cells, [*below, *simulation_notes(rows)])
+
+
+def simulation_notes(rows: Iterable[Row]) -> list[str]:
+    """One line that says how often each quantized model predicts as its simulation does; none without such a model."""
+    parts = []
+    for row in rows:
+        if row.simulation_agreement is not None:
+            dense = f" (dense: {text.percent(row.simulation_agreement_dense, 2)})"
+            where = f"{row.recipe or row.case_id} on {row.runtime} {row.settings}".rstrip()
+            parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{dense}")
+    return [f"test predictions equal to those of the quantized model's simulation: {'; '.join(parts)}"] if parts else []
 
 
 def _cells(row: Row) -> list[str]:

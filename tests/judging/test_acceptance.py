@@ -140,6 +140,20 @@ def test_only_never_drops_a_case():
     assert lines_of(after).keys() == lines_of(FULL).keys(), "a line was lost"
 
 
+@pytest.mark.parametrize("only", [None, [CASES[0]]], ids=["all", "only"])
+def test_a_metric_nobody_measures_leaves_the_baseline(only):
+    both = accept(FULL, make_run(CASES[:1], profile="nightly", run_id="r2"), reason="nightly")
+    run = make_run()
+    gone = {(CASES[0], "relative_time"), (CASES[0], "anchor_latency")}
+    kept = tuple(m for m in run.measurements if (m.case_id, m.metric) not in gone)
+    for whole, profiles in ((True, {"nightly"}), (False, {"ci", "nightly"})):
+        states = tuple(replace(case, whole=whole) for case in run.cases)
+        after = accept(both, replace(run, measurements=kept, cases=states), reason="not timed", only=only)
+        lines = after.times[HERE.key].lines
+        assert all(set(lines[key].profiles) == profiles for key in gone), f"{whole=}: {lines}"
+        assert set(lines[CASES[1], "relative_time"].profiles) == {"ci"}, f"another case: {lines}"
+
+
 def test_what_was_left_out_keeps_its_lines():
     states = (CaseStatus(CASES[0], "ran"), CaseStatus(CASES[1], "deselected"), CaseStatus(CASES[2], "not_run"))
     part = replace(make_run(CASES[:1]), cases=states)
@@ -181,6 +195,12 @@ BROKEN = Measurement(CASES[0], "twin", 1.0, "1", "neither", "control", detail={"
         pytest.param(_with_state(RUN, "ran", metrics=("loss",)), {}, "no loss recorded", id="MISSING"),
         pytest.param(make_run(processes=4), {}, "4 processes, should be at least 5", id="four processes"),
         pytest.param(make_run(processes=4), {"scope": "times"}, "at least 5", id="four processes, times"),
+        pytest.param(
+            replace(RUN, measurements=tuple(replace(m, value=0.0) for m in RUN.measurements if m.rule == "canary")),
+            {"scope": "times", "only": []} | {"only": [CASES[0]]},
+            "anchor_latency 0|no bytes recorded",
+            id="canary 0",
+        ),
         pytest.param(RUN, {"only": ["m-d/dense/eagre"]}, "should be 'm-d/dense/eager'", id="unknown case"),
         pytest.param(replace(RUN, measurements=()), {"only": []}, "no measurement", id="nothing"),
         pytest.param(

@@ -119,6 +119,7 @@ TIMED = (
         pytest.param(GOOD.replace('"exact"', '"shown"'), "rule 'shown'", id="never judged"),
         pytest.param(GOOD.replace("1,", "NaN,"), "nan", id="not a number"),
         pytest.param(GOOD.replace("1,", '"one",'), "one", id="text for a number"),
+        pytest.param(GOOD.replace("1,", "1" + "0" * 400 + ","), "too large", id="beyond double precision"),
         pytest.param(GOOD.replace('"B"', "3"), "unit 3", id="number for a text"),
         pytest.param(GOOD.replace("}", ', "vector": "3:x"}'), "vector", id="damaged vector"),
         pytest.param(GOOD.replace("}", ', "profiles": "ci"}'), "profiles 'ci'", id="one profile for a list"),
@@ -136,11 +137,19 @@ def test_a_damaged_line_is_refused_with_file_and_line(tmp_path, line, words):
     assert "\n" not in str(caught.value), "more than one line"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [TIMED.replace("5", "0"), TIMED.replace("0.1", "-0.1"), TIMED.replace('"value": 1', '"value": 0')],
-    ids=["no processes", "negative spread", "ratio 0"],
-)
+CANNOT_BE = {
+    "no processes": TIMED.replace("5", "0"),
+    "negative spread": TIMED.replace("0.1", "-0.1"),
+    "spread beyond all bounds": TIMED.replace("0.1", "1e200"),
+    "ratio 0": TIMED.replace('"value": 1', '"value": 0'),
+    "ratio beyond all bounds": TIMED.replace('"value": 1', '"value": 1e300'),
+    "processes beyond double precision": TIMED.replace("5", "5" + "0" * 400),
+    "canary 0": TIMED.replace('"value": 1', '"value": 0').replace("speed", "canary"),
+    "canary negative": TIMED.replace('"value": 1', '"value": -1e-3').replace("speed", "canary"),
+}
+
+
+@pytest.mark.parametrize("line", CANNOT_BE.values(), ids=CANNOT_BE)
 def test_times_that_cannot_be_are_refused(tmp_path, line):
     _written(tmp_path, times_file(HERE.key), line, scope="times", must_match=dict(HERE.must_match))
     with pytest.raises(RecordError, match=f"{times_file(HERE.key)}:2"):

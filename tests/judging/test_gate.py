@@ -92,7 +92,7 @@ def check_missing(judge_run, confirm):
 
 def check_no_false_missing(judge_run, confirm):
     for state in ("deselected", "not_run"):
-        expect(judge_run(make_run(without(B), {B: CaseStatus(B, state, metrics=DUE)}), BASELINE), 0)
+        expect(judge_run(make_run(without(B), {B: CaseStatus(B, state)}), BASELINE), 0)
     only_quality = make_run(without(B, "relative_time"), {B: CaseStatus(B, "ran", metrics=("top1",))})
     expect(judge_run(only_quality, BASELINE), 0)
     expect(judge_run(make_run(without(B), {B: None}, profile="smoke"), BASELINE), 0)
@@ -123,7 +123,7 @@ def check_changed_checkpoint(judge_run, confirm):
 
 
 def check_unavailable(judge_run, confirm):
-    run = make_run(without(C), {C: CaseStatus(C, "skipped", "not installed: pip install onnxruntime", DUE)})
+    run = make_run(without(C), {C: CaseStatus(C, "skipped", "not installed: pip install onnxruntime")})
     report = judge_run(run, BASELINE)
     expect(report, 0, (C, "case", "UNAVAILABLE"))
     assert report.verdicts[0].note == "not installed: pip install onnxruntime", f"{report.verdicts[0]}"
@@ -132,8 +132,32 @@ def check_unavailable(judge_run, confirm):
 
 
 def check_error(judge_run, confirm):
-    run = make_run(without(B), {B: CaseStatus(B, "error", "ValueError: boom", DUE)})
+    run = make_run(without(B), {B: CaseStatus(B, "error", "ValueError: boom")})
     expect(judge_run(run, BASELINE), 1, (B, "case", "ERROR"))
+
+
+def check_a_crash_hides_nothing(judge_run, confirm):
+    """What one test crashed in, was skipped or not reached says nothing of those that ran to their end."""
+    for state, *more in (("error", (B, "case", "ERROR")), ("skipped", (B, "case", "UNAVAILABLE")), ("not_run",)):
+        run = make_run(without(B), {B: CaseStatus(B, state, "why", metrics=("top1",))})
+        expect(judge_run(run, BASELINE), 1, (B, "top1", "MISSING"), *more)
+
+
+def check_a_metric_nobody_measures_is_missing(judge_run, confirm):
+    gone = make_run(without(B, "relative_time", "anchor_latency"))
+    states = [replace(c, whole=True, metrics=("top1", "bytes")) for c in gone.cases]
+    gone = replace(gone, cases=tuple(states))
+    times = [(B, metric, "MISSING") for metric in ("relative_time", "anchor_latency")]
+    expect(judge_run(gone, BASELINE), 1, *times)
+    expect(judge_run(replace(gone, environment=THERE), Baseline(BASELINE.portable)), 0, *(
+        (c, m, "NEW") for c in (A, C) for m in ("relative_time", "anchor_latency")
+    ))  # fmt: skip
+    expect(judge_run(replace(gone, profile="smoke"), BASELINE), 0)
+    part = replace(gone, cases=tuple(replace(state, whole=False) for state in states))
+    expect(judge_run(part, BASELINE), 0)
+    nothing = replace(gone, measurements=tuple(without(B)))
+    nothing = replace(nothing, cases=tuple(replace(s, metrics=()) if s.case_id == B else s for s in states))
+    expect(judge_run(nothing, BASELINE), 1, *times, (B, "top1", "MISSING"), (B, "bytes", "MISSING"))
 
 
 def check_invalid_beats(judge_run, confirm):
@@ -280,6 +304,14 @@ MUTANTS = {
     "missing ignored": (_patched("_missing", lambda run, baseline: []), check_missing),
     "deselected is missing": (_patched("_missing", _missing_but_deselected), check_no_false_missing),
     "other profiles are missing": (_patched("_missing", _whole_grid_of_baseline), check_no_false_missing),
+    "a crash excuses everything": (_patched("_missing", lambda run, base: REAL_MISSING(
+        replace(run, cases=tuple(c for c in run.cases if c.state == "ran")), Baseline())), check_a_crash_hides_nothing),
+    "what nobody measures is forgotten": (_patched("_missing", lambda run, base: REAL_MISSING(
+        replace(run, cases=tuple(replace(c, whole=False) for c in run.cases)), base)),
+        check_a_metric_nobody_measures_is_missing),
+    "all that a baseline has is due": (_patched("_missing", lambda run, base: REAL_MISSING(
+        replace(run, cases=tuple(replace(c, whole=True) for c in run.cases)), base)),
+        check_no_false_missing),
     "states ignored": (_patched("_of_states", lambda run, require: []), check_error),
     "require ignored": (_patched("_of_states", lambda run, require: REAL_STATES(run, ())), check_unavailable),
     "any require fails": (_patched("runtime_of", lambda case: "eager"), check_unavailable),
@@ -363,7 +395,8 @@ def test_a_case_of_times_alone_is_missing_only_on_its_machine():
 )
 def test_any_part_of_a_run_is_judged(states, kept, require):
     everything = make_run().measurements
-    cases = tuple(CaseStatus(c, s, "why", DUE) for c, s in zip((A, B, C), states, strict=True))
+    due = {"ran": DUE}
+    cases = tuple(CaseStatus(c, s, "why", due.get(s, ())) for c, s in zip((A, B, C), states, strict=True))
     run = replace(make_run(), cases=cases, measurements=tuple(m for i, m in enumerate(everything) if i in kept))
     report = judge_run(run, BASELINE, require=require)
     ranks = [v.severity for v in report.verdicts]

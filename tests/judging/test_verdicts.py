@@ -155,6 +155,18 @@ def check_within_errors_count(judge):
     expect(judge(speed(0.06, errors=(0.03,)), speed_line(spread=0.002)), Outcome.INCONCLUSIVE)
 
 
+def check_a_cut_sample_is_not_judged(judge):
+    """Whatever its interval says: from few pairs it is too narrow."""
+    for change in (0.5, 0.0, -0.5):
+        cut = replace(speed(change), detail={"pairs": 59, "stopped": "cut"})
+        verdict = judge(cut, speed_line(spread=0.002))
+        expect(verdict, Outcome.INCONCLUSIVE, suspect=False, fails=False, p=None, interval=None)
+        assert "59 pairs" in verdict.note, verdict.note
+        assert "60" in verdict.note, verdict.note
+    whole = replace(speed(0.5), detail={"pairs": 60})
+    expect(judge(whole, speed_line(spread=0.002)), Outcome.REGRESSED)
+
+
 def check_canary(judge):
     now = Measurement("case", "anchor_latency", 1.0, "s", "lower", "canary")
     line = line_of(now)
@@ -235,6 +247,9 @@ MUTANTS = {
         _rule("speed", lambda real, v, now, then, p: real(v, replace(now, errors=()), then, p)),
         check_within_errors_count,
     ),
+    "a cut sample is judged": (_patched("too_few_pairs", lambda now, policy: ""), check_a_cut_sample_is_not_judged),
+    "no sample is judged": (_patched("too_few_pairs", lambda now, policy: "59 pairs, 60"),
+        check_a_cut_sample_is_not_judged),
     "test reversed": (_patched("mcnemar_midp", lambda a, b: mcnemar_midp(b, a)), check_paired_direction),
     "interval reversed": (
         _patched("drop_interval", lambda a, b, n, c: verdicts.signed((0.0, 0.0), "lower")),

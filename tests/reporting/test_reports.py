@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pruning_bench.judging.acceptance import accept
 from pruning_bench.judging.baseline import Baseline
 from pruning_bench.judging.gate import judge_run
+from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.vectors import pack
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
 from pruning_bench.reporting import rows as module
@@ -210,6 +211,79 @@ def test_a_mask_says_so_in_every_format():
         assert words in text, f"not told in {text[:80]!r}"
 
 
+# what is quantized in name only
+
+
+def quantized(recipe_runtime="onnxruntime", fallbacks=(), layers=3, agreement=0.9997):
+    case = case_id(LONGEST, recipe_runtime)
+    detail = {"kernels": [], "quantized_layers": layers, "float_fallbacks": list(fallbacks)}
+    shown = [replace(m, detail=detail) if (m.case_id, m.metric) == (case, "latency") else m for m in WHOLE.measurements]
+    told = {"dense": 0.93, "quantized": True}
+    dense = {"dense": 1.0, "quantized": False}
+    return make_run([
+        *shown,
+        Measurement(case, "agreement_simulation", agreement, "1", "higher", "shown", detail=told),
+        Measurement(CASES[1], "agreement_simulation", 1.0, "1", "higher", "shown", detail=dense),
+    ])  # fmt: skip
+
+
+def every_format(run):
+    report = judge_run(run, BASELINE)
+    rows = rows_of(run, report, BASELINE)
+    markdown = to_markdown(run, report, rows).replace("\\", "")
+    return {"terminal": to_terminal(run, report, rows), "Markdown": markdown, "JSON": to_json(run, report, rows)}
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "words"),
+    [
+        (["a (Conv float32)", "b (Conv float32)", "c (Gemm float32)"],
+         "int8 in name only: all 3 quantized layers ran in float"),
+        (["b (Conv float32)"], "int8 in part only: 1 of 3 quantized layers ran in float: b (Conv float32)"),
+    ],
+)  # fmt: skip
+def test_int8_in_name_only_is_called_so_in_every_format(fallbacks, words):
+    run = quantized(fallbacks=fallbacks)
+    for name, text in every_format(run).items():
+        assert words in text, f"not told in {name}: {text}"
+    for name, text in every_format(quantized()).items():
+        assert "only: " not in text, f"a finding without a fallback in {name}: {text}"
+    row = rows_by_case(run)[case_id(LONGEST, "onnxruntime")]
+    assert (row.quantized_layers, list(row.float_fallbacks)) == (3, fallbacks), f"{row}"
+    assert row.note.startswith(words), row.note
+
+
+def test_the_agreement_with_the_simulation_is_told():
+    run = quantized()
+    words = f"simulation: {LONGEST} on onnxruntime 99.97 % (dense: 93.00 %)"
+    texts = every_format(run)
+    for name in ("terminal", "Markdown"):
+        assert words in texts[name], f"not told in {name}: {texts[name]}"
+        assert texts[name].count("(dense:") == 1, f"a row that is not quantized is listed in {name}"
+    rows = {row["case_id"]: row for row in json.loads(texts["JSON"])["rows"]}
+    row = rows[case_id(LONGEST, "onnxruntime")]
+    assert (row["simulation_agreement"], row["simulation_agreement_dense"]) == (0.9997, 0.93), f"{row}"
+    assert rows[CASES[1]]["simulation_agreement"] is None, "dense is not quantized"
+    assert "simulation" not in every_format(WHOLE)["terminal"], "a note about nothing"
+
+
+def test_a_runtime_further_from_the_simulation_than_dense_is_told():
+    words = "not what the plan says: predicts as its simulation in 92.00 %, the dense model in 93.00 %"
+    for name, shown in every_format(quantized(agreement=0.92)).items():
+        assert words in shown, f"not told in {name}: {shown}"
+    for name, shown in every_format(quantized(agreement=0.93)).items():
+        assert "not what the plan says" not in shown, f"a finding about nothing in {name}: {shown}"
+
+
+@pytest.mark.parametrize("baseline", [Baseline(), BASELINE], ids=["new", "compared"])
+def test_a_cut_sample_has_no_interval_and_says_why(baseline):
+    cut = {"pairs": 20, "stopped": "cut"}
+    run = make_run([replace(m, detail=cut) if m.metric == "relative_time" else m for m in WHOLE.measurements])
+    row = rows_by_case(run, baseline)[CASES[0]]
+    assert (row.speedup, row.speedup_low, row.speedup_high) == (pytest.approx(1.0), None, None), f"{row}"
+    assert row.note.count("20 pairs") == 1, row.note
+
+
 # anything may be absent
 
 
@@ -288,6 +362,18 @@ def test_new_machine_hint():
 def test_new_machine_hint_bites(mutant):
     with pytest.raises((AssertionError, ValueError)):
         check_new_machine_hint(mutant)
+
+
+def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
+    report = judge_run(WHOLE, BASELINE)
+    [line] = [line for line in preamble(WHOLE, report, ()) if "Holm" in line]
+    assert line == (
+        "12 accuracies and speeds tested together (Holm, level 1 %); 0 of 200 simulated runs of 20 unchanged speeds "
+        "failed, with normal noise of 1.5 % between processes"
+    ), line
+    other = judge_run(WHOLE, BASELINE, Policy(speed_floor=0.01))
+    [line] = [line for line in preamble(WHOLE, other, ()) if "Holm" in line]
+    assert "was not simulated" in line, line
 
 
 def test_a_single_process_is_told():

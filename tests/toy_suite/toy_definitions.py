@@ -6,6 +6,7 @@ which the model ignores until the method `planted` is told to spoil it.
 
 import os
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,18 @@ class Planted:
     examples: ClassVar[tuple[str, ...]] = () if os.environ.get("PLANTED_GONE") else ("planted:0",)
 
     def plan(self, model: nn.Module, level: Any, context: Any) -> MaskPlan:
+        _perhaps_warn()
         if os.environ.get("PLANTED_CRASH"):
             raise RuntimeError("the method crashed")
         head = model[3].weight.detach().clone()
         if os.environ.get("PLANTED_DROP"):
             head[0, PLANTED] = 9.0
         return MaskPlan({"1.weight": torch.ones(16, 16, dtype=torch.bool)}, writes={"3.weight": head})
+
+
+def _perhaps_warn() -> None:
+    if os.environ.get("PLANTED_WARNING"):
+        warnings.warn("a library has changed its mind", DeprecationWarning, stacklevel=2)
 
 
 class Clock:
@@ -99,6 +106,7 @@ class Virtual:
     name: ClassVar[str] = "virtual"
 
     def available(self, device: str = "cpu") -> str | None:
+        _perhaps_warn()
         return "virtual is switched off; python -m pip install virtual" if os.environ.get("VIRTUAL_AWAY") else None
 
     def version(self) -> str:

@@ -1,0 +1,31 @@
+"""What a measurement says besides its number."""
+
+from pruning_bench.measuring import kernel_detail
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.runtimes.contract import Kernel
+
+AFFINE: dict[str, object] = dict.fromkeys(["conv.weight", "head.weight"])
+PLAN = QuantPlan(weights=AFFINE, activations={"input": None})  # type: ignore[arg-type,dict-item]
+
+
+def test_layers_that_fell_back_to_float_are_named() -> None:
+    kernels = (Kernel("conv", "QLinearConv", "int8"), Kernel("head", "Gemm", "float32"), Kernel("", "Relu", "float32"))
+    detail = kernel_detail(kernels, PLAN)
+    assert detail["float_fallbacks"] == ["head (Gemm float32)"], detail
+    assert detail["quantized_layers"] == 2, detail
+    assert detail["kernels"][1] == "head Gemm float32", detail
+
+
+def test_a_layer_whose_name_is_lost_counts() -> None:
+    assert kernel_detail([Kernel("", "Conv", "float32")], PLAN)["float_fallbacks"] == ["? (Conv float32)"]
+
+
+def test_what_the_plan_leaves_in_float_is_no_fallback() -> None:
+    assert kernel_detail([Kernel("other", "Conv", "float32")], PLAN)["float_fallbacks"] == []
+
+
+def test_nothing_is_said_of_what_is_not_quantized_or_not_listed() -> None:
+    kernel = Kernel("conv", "Conv", "float32")
+    weights_only = QuantPlan(weights=AFFINE)  # type: ignore[arg-type]
+    for detail in (kernel_detail([kernel], None), kernel_detail([kernel], weights_only), kernel_detail([], PLAN)):
+        assert detail.keys() == {"kernels"}, detail
