@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pruning-bench: {problem.strerror or problem} [{problem.filename}]", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("pruning-bench: interrupted; files are as they were", file=sys.stderr)
+        print("pruning-bench: interrupted; no file is half written", file=sys.stderr)
         return 130
 
 
