@@ -15,7 +15,7 @@ from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
-from pruning_bench.errors import ModelError, PluginError
+from pruning_bench.errors import ModelError, PluginError, PruningBenchError
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
@@ -83,7 +83,7 @@ def compress(
         example_inputs: positional arguments of the forward, batch first.
         calibration: batches of inputs for methods that look at activations.
         train: labelled examples for steps that train.
-        seed: of everything random.
+        seed: of everything random, in [0, 2**53).
         progress: called as `progress(message, done, total)`.
     Raises:
         RecipeError, UnknownNameError, LevelError: the recipe.
@@ -95,6 +95,7 @@ def compress(
         32
     """
     discover()
+    check_seed(seed)
     _check_inputs(model, example_inputs)
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
     steps = list(parsed.steps())
@@ -140,6 +141,12 @@ class _State:
             raise PluginError(
                 method.name, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan"
             )
+
+
+def check_seed(seed: int) -> None:
+    """Raises `PruningBenchError` for a seed that the generators of a recipe's steps cannot be made from."""
+    if not 0 <= seed < 2**53:
+        raise PruningBenchError("compress", f"seed {seed}", "in [0, 2**53)")
 
 
 def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:

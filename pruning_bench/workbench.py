@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
-from pruning_bench.engine import Compressed, Progress, compress
+from pruning_bench.engine import Compressed, Progress, check_seed, compress
 from pruning_bench.environment import cores
 from pruning_bench.errors import UnavailableError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
@@ -144,6 +144,7 @@ def compress_with(
     dense: nn.Module, recipe: str, dataset: Dataset, *, seed: int = 0, progress: Progress | None = None
 ) -> Compressed:
     """Compresses with a data set: an example, calibration batches and training examples, all of its train split."""
+    check_seed(seed)
     drawn = dataset.train.sample(CALIBRATION_IMAGES, torch.Generator().manual_seed(seed))
     return compress(
         dense,

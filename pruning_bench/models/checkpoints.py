@@ -67,6 +67,7 @@ def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], pat
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card of the weights at `path`; raises `CheckpointError` if either is missing or it is no card."""
+    _refuse_pickle(path)
     _require_file(path)
     place = path.with_suffix(".json")
     try:
@@ -115,7 +116,6 @@ def load_checkpoint(path: Path) -> nn.Module:
     Raises:
         CheckpointError: see `read_card` and `read_tensors`; or the tensors do not fit the model.
     """
-    _refuse_pickle(path)
     card = read_card(path)
     tensors = read_tensors(path, card["sha256"])
     model = model_of(card, path)
