@@ -147,6 +147,7 @@ def test_quantization_comes_last(block: nn.Module, train: Split) -> None:
         ("magnitude:0.5,scop=layer", RecipeError, "scope"),
         ("static:w8", LevelError, "a8|activations"),
         ("finetune:0.5", LevelError, "whole number"),
+        ("finetune", LevelError, "no level, should be a whole number"),  # one spelling: an epoch is finetune:1
     ],
 )
 def test_a_bad_recipe_is_one_clear_error(
