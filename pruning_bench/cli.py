@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pruning-bench: {problem}", file=sys.stderr)
         return BAD_INPUT
     except OSError as problem:
-        print(f"pruning-bench: {problem.strerror or problem} [{problem.filename}]", file=sys.stderr)
+        where = f" [{problem.filename}]" if problem.filename else ""
+        print(f"pruning-bench: {problem.strerror or problem}{where}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("pruning-bench: interrupted; no file is half written", file=sys.stderr)

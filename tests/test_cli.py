@@ -258,3 +258,24 @@ def test_the_shipped_checkpoints_say_how_they_were_made() -> None:
         card = json.loads(path.read_text())
         assert card["test_top1"] >= 0.93, f"{path.name}: test accuracy {card['test_top1']}"
         assert "pruning-bench train" in card["command"], card["command"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (OSError(28, "No space left on device"), "pruning-bench: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "/a/b"), "pruning-bench: Permission denied [/a/b]\n"),
+        (KeyboardInterrupt(), "pruning-bench: interrupted; no file is half written\n"),
+    ],
+    ids=["no place", "place", "interrupted"],
+)
+def test_what_the_system_refuses_is_one_line(
+    problem: BaseException, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(chosen: object) -> int:
+        raise problem
+
+    monkeypatch.setattr(cli, "_list", fail)
+    assert run("list") == (130 if isinstance(problem, KeyboardInterrupt) else 2)
+    error = capsys.readouterr().err
+    assert error == says, f"{error!r}, should be {says!r}"

@@ -117,7 +117,12 @@ def train_reference(
     shape = {"num_classes": len(dataset.classes), "in_channels": dataset.train.images.shape[1]}
     options = {**shape, **(options or {})}
     model = seeded_model(model_name, options, config.seed).to(device)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            "train", error.strerror or str(error), "a folder for the checkpoint", str(out_dir)
+        ) from None
     history = train(
         model,
         dataset,

@@ -335,8 +335,16 @@ def test_the_state_of_an_interrupted_training_is_not_overwritten(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(OSError, match="file"):
-        train_reference("tiny", "invented", CONFIG, out_dir=tmp_path / "file", report=never)
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(CheckpointError, match=r"should be a folder for the checkpoint \[.*file"):
+            train_reference("tiny", "invented", CONFIG, out_dir=folder, report=never)
+    assert (tmp_path / "file").read_text() == "precious", "the file was overwritten"
+
+
+def test_an_option_that_the_model_does_not_take_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"tiny: .*unexpected keyword argument 'activation'.*should be") as caught:
+        train_reference("tiny", "invented", CONFIG, options={"activation": "relu"}, out_dir=tmp_path, report=never)
+    assert "\n" not in str(caught.value), f"{caught.value}, should be one line"
 
 
 def test_a_training_that_diverges_writes_no_checkpoint(tmp_path):
