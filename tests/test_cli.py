@@ -123,7 +123,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--seed", "-1"], "seed -1, should be in [0, 2**53)"),
+        (["--seed", "-1"], "seed -1, should be a whole number in [0, 2**53)"),
         (["--seed", "1" * 30], "seed 111"),
         (["--dataset", "fashion"], "'fashion', should be 'fashion_mnist'"),
         (["--dataset", "cifar10"], "no checkpoint resnet20-cifar10, should be a shipped one"),

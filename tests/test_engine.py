@@ -172,11 +172,23 @@ def test_a_model_without_prunable_layers_is_an_error(recipe: str) -> None:
     assert "\n" not in str(caught.value), f"{caught.value}, should be one line"
 
 
-@pytest.mark.parametrize("seed", [-1, 2**53, 10**30])
+@pytest.mark.parametrize("seed", [-1, 2**53, 10**30, 0.5, "1"])
 def test_a_seed_out_of_range_is_an_error(block: nn.Module, train: Split, seed: int) -> None:
-    with pytest.raises(PruningBenchError, match=rf"seed {seed}, should be in \[0, 2\*\*53\)"):
+    with pytest.raises(PruningBenchError, match=rf"seed {seed!r}, should be a whole number in \[0, 2\*\*53\)"):
         make(block, "magnitude:0.5+finetune:1", train, seed=seed)
     make(block, "magnitude:0.5", train, seed=2**53 - 1)
+
+
+@pytest.mark.parametrize("recipe", [None, 0.5, ["magnitude:0.5"]])
+def test_a_recipe_of_the_wrong_type_is_an_error(block: nn.Module, train: Split, recipe: Any) -> None:
+    with pytest.raises(RecipeError, match="should be text or a parsed recipe"):
+        make(block, recipe, train)
+
+
+@pytest.mark.parametrize("model", [None, "resnet20", nn.Linear])
+def test_a_model_of_the_wrong_type_is_an_error(model: Any) -> None:
+    with pytest.raises(ModelError, match=r"should be a torch\.nn\.Module"):
+        compress(model, "dense", example_inputs=(torch.zeros(1, 8),))
 
 
 @pytest.mark.parametrize("inputs", [(), torch.zeros(1, 1, 8, 8)])

@@ -236,6 +236,14 @@ def test_never_writes_under_a_pickle_name(tiny, tmp_path):
     assert not found, f"{found}, should be nothing"
 
 
+def test_never_writes_over_a_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), tmp_path):
+        with pytest.raises(CheckpointError, match="a directory, should be the name of a file"):
+            save_checkpoint(tiny(), CARD, path)
+    assert not list(tmp_path.iterdir()), f"{list(tmp_path.iterdir())}, should be nothing"
+
+
 def test_a_reference_that_does_not_ship_names_those_that_do():
     with pytest.raises(CheckpointError, match=r"no checkpoint resnet20-cifar10.*resnet20-fashion_mnist"):
         shipped_path("resnet20", "cifar10")
