@@ -98,13 +98,14 @@ def _measure(
     from pruning_bench.registry import RUNTIMES
 
     bench = workbench.Workbench(folder=data, full=data is not None, checkpoints=checkpoints or SHIPPED)
-    here = environment.of_suite(RUNTIMES, "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu")
+    device = "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu"
+    here = environment.of_suite(RUNTIMES, device)
     if here.key != run.environment.key:
         raise RecordError(
             "accept", "times of another machine or other versions", "accepted where they were measured", run.id
         )
     for runtime in sorted({runtime_of(case_id) for case_id in case_ids}):
-        if reason := RUNTIMES[runtime].available():
+        if reason := RUNTIMES.ask(runtime, "available", device):
             raise RecordError("accept", reason, "available", runtime)
     print(f"measuring {len(case_ids)} cases in {policy.min_processes} fresh processes", file=sys.stderr)
     with progress.progress_bar() as bar:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from pruning_bench import __version__, recipe
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
-from pruning_bench.errors import CheckpointError, PlanError
-from pruning_bench.models.checkpoints import read_card, read_tensors, write_checkpoint
-from pruning_bench.models.contract import build_model
+from pruning_bench.errors import CheckpointError, PruningBenchError
+from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
@@ -75,22 +74,19 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     path = Path(path)
     card = read_card(path)
     tensors = read_tensors(path, card["sha256"])
-    if model is None and not card["model"]:
-        raise CheckpointError("load", "a card that names no model", "load(path, model=...)", str(path))
-    built = copy.deepcopy(model).eval() if model is not None else build_model(card["model"], **card["options"])
-    inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in card.get("inputs", ()))
-    plan = _plan_from(tensors, card.get("ranges", {}), path)
+    built = copy.deepcopy(model).eval() if model is not None else model_of(card, path)
+    made, inputs, plan = _read(card, tensors, path)
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
-    if plan is not None:
-        built = fold_batch_norms(built, inputs)
-        state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
     try:
+        if plan is not None:
+            built = fold_batch_norms(built, inputs)
+            state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
         built.load_state_dict(state)
-    except (PlanError, RuntimeError) as problem:
+    except (PruningBenchError, RuntimeError, KeyError) as problem:
         found = f"other tensors ({' '.join(str(problem).split())})"
         raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
-    return Compressed(built.eval(), recipe.parse(card.get("recipe", "dense")), (), plan, inputs)
+    return Compressed(built.eval(), made, (), plan, inputs)
 
 
 def file_sizes(compressed: Compressed) -> tuple[int, int]:
@@ -122,16 +118,28 @@ def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
     return {**plan.weights, **{_ACTIVATION + point: affine for point, affine in plan.activations.items()}}
 
 
-def _plan_from(tensors: Mapping[str, Tensor], ranges: Mapping[str, Any], path: Path) -> QuantPlan | None:
-    if not ranges:
-        return None
+def _read(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[recipe.Recipe, tuple[Tensor, ...], QuantPlan | None]:
+    """Recipe, example inputs and quantization of a card; a dense checkpoint's has none of them."""
     try:
-        affines = {
-            name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis)
-            for name, (low, high, axis) in ranges.items()
-        }
+        inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in card.get("inputs", ()))
+        return recipe.parse(card.get("recipe", "dense")), inputs, _plan_from(tensors, card.get("ranges", {}))
     except KeyError as problem:
         raise CheckpointError("load", f"no tensor {problem}", "scales for every range of the card", str(path)) from None
+    except (PruningBenchError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        found = f"a damaged card ({' '.join(str(problem).split())})"
+        where = str(path.with_suffix(".json"))
+        raise CheckpointError("load", found, "recipe, inputs and ranges as save() writes them", where) from None
+
+
+def _plan_from(tensors: Mapping[str, Tensor], ranges: Mapping[str, Any]) -> QuantPlan | None:
+    if not ranges:
+        return None
+    affines = {
+        name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis)
+        for name, (low, high, axis) in ranges.items()
+    }
     return QuantPlan(
         weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
         activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},

@@ -16,7 +16,7 @@ COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
 FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
 _ID = re.compile(
     r"(?P<model>[a-z0-9_:]+)-(?P<dataset>[a-z0-9_]+)/(?P<recipe>[^/]+)/(?P<runtime>[a-z0-9_]+)"
-    r"(?:-(?P<device>cuda))?(?:-t(?P<threads>\d+))?(?:-b(?P<batch>\d+))?(?:-s(?P<seed>\d+))?\Z"
+    r"(?:-(?P<device>cuda))?(?:-t(?P<threads>[1-9][0-9]*))?(?:-b(?P<batch>[1-9][0-9]*))?(?:-s(?P<seed>[1-9][0-9]*))?\Z"
 )
 
 
@@ -58,7 +58,7 @@ class Case:
 
 
 def parse_id(text: str) -> Case:
-    """The case of an id; raises `PruningBenchError` when it is none.
+    """The case of an id; raises `PruningBenchError` when it is none, or not spelt as `str(case)` spells it.
 
     Example:
         >>> parse_id("resnet20-fashion_mnist/static:w8a8/onnxruntime-t2").threads
@@ -69,7 +69,10 @@ def parse_id(text: str) -> Case:
         raise PruningBenchError("case", repr(text), "model-dataset/recipe/runtime[-cuda][-tN][-bN][-sN]")
     words: dict[str, Any] = {key: value for key, value in match.groupdict().items() if value is not None}
     words.update({key: int(words[key]) for key in ("threads", "batch", "seed") if key in words})
-    return Case(**words)
+    case = Case(**words)
+    if str(case) != text:
+        raise PruningBenchError("case", repr(text), f"{str(case)!r}: defaults are left out")
+    return case
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pruning_bench import __version__
 from pruning_bench.errors import PruningBenchError, UnknownNameError, closest
 
 BAD_INPUT = 2
+DATASET = "fashion_mnist"  # the one whose trained models ship
 KINDS = ("methods", "models", "datasets", "runtimes", "metrics", "profiles")
 
 
@@ -28,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pruning-bench: {problem}", file=sys.stderr)
         return BAD_INPUT
     except OSError as problem:
-        print(f"pruning-bench: {problem.strerror or problem} [{problem.filename}]", file=sys.stderr)
+        where = f" [{problem.filename}]" if problem.filename else ""
+        print(f"pruning-bench: {problem.strerror or problem}{where}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("pruning-bench: interrupted; files are as they were", file=sys.stderr)
+        print("pruning-bench: interrupted; no file is half written", file=sys.stderr)
         return 130
 
 
@@ -56,7 +59,7 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     making.add_argument("recipe", help="for instance l1_filter:0.5+finetune:2+static:w8a8")
     making.add_argument("-o", "--output", required=True, type=Path, help="the safetensors file to write")
     making.add_argument(
-        "--dataset", default="fashion_mnist", help="data to calibrate and train on (default: %(default)s)"
+        "--dataset", default=None, help=f"which trained model by that name (default: {DATASET}); a path's card tells it"
     )
     making.add_argument("--data", type=Path, default=None, help="folder of the full data; the shipped part if left out")
     making.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
@@ -121,25 +124,23 @@ def _list(chosen: argparse.Namespace) -> int:
 def _compress(chosen: argparse.Namespace) -> int:
     from pruning_bench.artifacts import file_sizes, save
     from pruning_bench.metrics.cost import count_cost
-    from pruning_bench.models.checkpoints import checkpoint_path, load_checkpoint, read_card
+    from pruning_bench.models.checkpoints import load_checkpoint, read_card
     from pruning_bench.progress import progress_bar
     from pruning_bench.workbench import Workbench, compress_with
 
-    for path in (chosen.output, chosen.output.with_suffix(".json")):
-        if path.exists() and not chosen.force:
-            raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(path))
-    if chosen.output.suffix != ".safetensors":
-        raise PruningBenchError("compress", f"-o {chosen.output.name}", "a name ending in .safetensors")
+    _check_output(chosen.output, chosen.force)
     bench = Workbench(folder=chosen.data, full=chosen.data is not None)
-    path = (
-        Path(chosen.model)
-        if "/" in chosen.model or "." in chosen.model
-        else checkpoint_path(chosen.model, chosen.dataset)
-    )
-    _known_model(chosen.model, path)
-    dense, card = load_checkpoint(path), read_card(path)
+    path = _checkpoint(chosen.model, chosen.dataset)
+    card = read_card(path)
+    if card.get("recipe", "dense") != "dense":
+        found = f"a model compressed by {card['recipe']} already"
+        raise PruningBenchError("compress", found, "the checkpoint of a dense one", str(path))
+    if chosen.dataset not in (None, card["dataset"]):
+        expected = f"{card['dataset']}, which it was trained on, or left out"
+        raise PruningBenchError("compress", f"--dataset {chosen.dataset}", expected, str(path))
+    dense = load_checkpoint(path)
     with progress_bar() as progress:
-        made = compress_with(dense, chosen.recipe, bench.dataset(chosen.dataset), seed=chosen.seed, progress=progress)
+        made = compress_with(dense, chosen.recipe, bench.dataset(card["dataset"]), seed=chosen.seed, progress=progress)
     about = {"seed": chosen.seed, "checkpoint": card["sha256"]}
     save(made, chosen.output, model=card["model"], dataset=card["dataset"], options=card["options"], about=about)
     before, after = count_cost(dense, made.example_inputs), count_cost(made.float_model, made.example_inputs)
@@ -149,12 +150,28 @@ def _compress(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _known_model(name: str, path: Path) -> None:
-    """A name that is neither a file nor registered gets the closest names instead of a missing file."""
-    from pruning_bench.registry import MODELS
+def _check_output(path: Path, force: bool) -> None:
+    """Refuses what could not be written, or would destroy something, before the work is done."""
+    if path.suffix != ".safetensors":
+        raise PruningBenchError("compress", f"-o {path}", "a name ending in .safetensors")
+    for file in (path, path.with_suffix(".json")):
+        if file.is_dir():
+            raise PruningBenchError("compress", "a directory", "a file", str(file))
+        if file.exists() and not force:
+            raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(file))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise PruningBenchError("compress", f"-o {path}", "in a folder that can be written", str(folder))
 
-    if not path.is_file() and "/" not in name and "." not in name:
-        MODELS[name]
+
+def _checkpoint(model: str, dataset: str | None) -> Path:
+    """The checkpoint that is meant by a path, or by the names of a model and its data set."""
+    from pruning_bench.models.checkpoints import shipped_path
+    from pruning_bench.registry import DATASETS, MODELS
+
+    if "/" in model or "." in model:
+        return Path(model)
+    return shipped_path(MODELS[model].name, DATASETS[dataset or DATASET].name)
 
 
 def _judge(chosen: argparse.Namespace) -> int:

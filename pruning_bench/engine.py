@@ -15,7 +15,7 @@ from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
-from pruning_bench.errors import ModelError, PluginError
+from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
@@ -83,7 +83,7 @@ def compress(
         example_inputs: positional arguments of the forward, batch first.
         calibration: batches of inputs for methods that look at activations.
         train: labelled examples for steps that train.
-        seed: of everything random.
+        seed: of everything random, in [0, 2**53).
         progress: called as `progress(message, done, total)`.
     Raises:
         RecipeError, UnknownNameError, LevelError: the recipe.
@@ -95,8 +95,11 @@ def compress(
         32
     """
     discover()
+    check_seed(seed)
     _check_inputs(model, example_inputs)
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(parsed, grammar.Recipe):
+        raise RecipeError("compress", f"a recipe of type {type(recipe).__name__}", "text or a parsed recipe")
     steps = list(parsed.steps())
     dense = copy.deepcopy(model).eval()
     state = _State(copy.deepcopy(dense))
@@ -142,7 +145,15 @@ class _State:
             )
 
 
+def check_seed(seed: int) -> None:
+    """Raises `PruningBenchError` for a seed that the generators of a recipe's steps cannot be made from."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**53:
+        raise PruningBenchError("compress", f"seed {seed!r}", "a whole number in [0, 2**53)")
+
+
 def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError("compress", f"a model of type {type(model).__name__}", "a torch.nn.Module")
     if not isinstance(example_inputs, tuple) or not example_inputs:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")

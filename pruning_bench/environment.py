@@ -1,6 +1,6 @@
 """Where a run is made: what must be equal for times to be comparable, and what else is worth keeping; no torch at load.
 
-Best effort: nothing here raises. What cannot be read is "unknown" in `must_match` and left out of `info`.
+Best effort: nothing about the machine raises. What cannot be read is "unknown" in `must_match` and left out of `info`.
 """
 
 from __future__ import annotations
@@ -152,14 +152,18 @@ def _instructions(machine: Machine) -> str:
     return " ".join(name for name in INSTRUCTIONS if name in flags) or "none of note"
 
 
+def cores() -> int:
+    """How many logical cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cores(machine: Machine) -> str:
-    """Logical cores that this process may use, and the share of them that a container is given."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores of this process, and the share of them that a container is given."""
     try:
         quota, period = machine.text("sys/fs/cgroup/cpu.max").split()
-        return f"{count} (quota {int(quota) / int(period):g})"
+        return f"{cores()} (quota {int(quota) / int(period):g})"
     except (OSError, ValueError):  # no cgroup, or "max"
-        return str(count)
+        return str(cores())
 
 
 def _steal(machine: Machine) -> str:
@@ -189,6 +193,22 @@ def of_suite(runtimes: Registry[Any], device: str = "cpu") -> Environment:
 
     Args:
         runtimes: the registry of runtimes.
+    Raises:
+        PluginError: a runtime that raises, or answers what it should not; names its distribution.
     """
-    here = {name: runtimes[name] for name in runtimes if runtimes[name].available(device) is None}
-    return current(device=device, versions={f"runtime {name}": each.version() for name, each in here.items()})
+    here = [name for name in runtimes if _reason(runtimes, name, device) is None]
+    return current(device=device, versions={f"runtime {name}": _runtime_version(runtimes, name) for name in here})
+
+
+def _reason(runtimes: Registry[Any], name: str, device: str) -> str | None:
+    reason = runtimes.ask(name, "available", device)
+    if reason is not None and not (isinstance(reason, str) and reason):
+        raise runtimes.blame(name, f"available() returns {reason!r}", "None, or the reason why it is not here")
+    return reason
+
+
+def _runtime_version(runtimes: Registry[Any], name: str) -> str:
+    version = runtimes.ask(name, "version")
+    if not isinstance(version, str):
+        raise runtimes.blame(name, f"version() returns {version!r}", "text")
+    return version

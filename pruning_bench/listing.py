@@ -50,7 +50,9 @@ def _datasets() -> tuple[list[str], list[list[str]]]:
 
 
 def _runtimes() -> tuple[list[str], list[list[str]]]:
-    rows = [[name, RUNTIMES[name].available() or "available", _first_line(type(RUNTIMES[name]))] for name in RUNTIMES]
+    rows = [
+        [name, RUNTIMES.ask(name, "available") or "available", _first_line(type(RUNTIMES[name]))] for name in RUNTIMES
+    ]
     return ["runtime", "here", "what it is"], rows
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from pruning_bench.artifacts import save
 from pruning_bench.cases import Case, parse_id
@@ -17,6 +18,11 @@ from pruning_bench.errors import PruningBenchError
 from pruning_bench.records import Measurement, read_measurement
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES, STEPS
 from pruning_bench.workbench import Workbench
+
+START_SECONDS = 600.0  # to import, read models and data; far more than it takes, so that only what hangs is ended
+CASE_SECONDS = 300.0  # further ones for every case
+# Modules are looked for where this process looks: neither `-c` nor `-m` may put the working directory in front.
+_CODE = "import sys; sys.path[:] = sys.argv[2:]; from pruning_bench.worker import main; main(sys.argv[1])"
 
 
 def measure_afresh(
@@ -29,7 +35,7 @@ def measure_afresh(
         processes: how many fresh processes, one after the other.
         seed: of the order of cases and blocks; each process adds its number.
     Raises:
-        PruningBenchError: a process failed; ends with its last line.
+        PruningBenchError: a process failed or hangs; ends with its last line.
     """
     cases = [parse_id(case_id) for case_id in case_ids]
     with tempfile.TemporaryDirectory(prefix="pruning_bench-") as folder:
@@ -74,13 +80,30 @@ def _user_files() -> list[str]:
     return sorted(str(file) for file in files if package not in file.parents)
 
 
-def _run(request: dict[str, object], folder: Path, number: int) -> list[Measurement]:
+def _run(request: dict[str, Any], folder: Path, number: int) -> list[Measurement]:
     asked, answer = folder / f"request-{number}.json", folder / f"answer-{number}.jsonl"
     asked.write_text(json.dumps({**request, "output": str(answer)}), encoding="utf-8")
-    command = [sys.executable, "-m", "pruning_bench.worker", str(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not answer.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PruningBenchError("fresh process", f"exit status {done.returncode} ({last})", "0")
+    status, last = _start(asked, START_SECONDS + CASE_SECONDS * len(request["cases"]))
+    if status != 0 or not answer.is_file():
+        raise PruningBenchError("fresh process", f"exit status {status} ({last})", "0 and its measurements")
     lines = answer.read_text(encoding="utf-8").splitlines()
     return [read_measurement(json.loads(line), f"{answer.name}:{row}") for row, line in enumerate(lines, 1)]
+
+
+def _start(request: Path, limit: float) -> tuple[int, str]:
+    """Exit status and last line of a worker; raises `PruningBenchError` when it is not done within `limit` seconds."""
+    command = [sys.executable, "-c", _CODE, str(request), *sys.path]
+    with tempfile.TemporaryFile() as errors:
+        try:
+            status = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=errors, timeout=limit, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            found = f"not done after {limit:.0f} s ({_last_line(errors)})"
+            raise PruningBenchError("fresh process", found, "done by then") from None
+        return status, _last_line(errors)
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(0)
+    return (file.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]

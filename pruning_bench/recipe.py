@@ -27,10 +27,11 @@ DTYPES = ("bf16", "fp16", "fp32", "fp8")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LEVEL = re.compile(r"[^,+()=:\s]+")
 _VALUE = re.compile(r"[A-Za-z0-9_.-]+")
-_COUNT = re.compile(r"[0-9]{1,6}")
+_COUNT = re.compile(r"[0-9]+")
 _N_OF_M = re.compile(r"([0-9]{1,6})of([0-9]{1,6})\Z")
 _BITS = re.compile(r"w([0-9]{1,3})(?:a([0-9]{1,3}))?\Z")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?\Z")
+MOST_STEPS = 1000  # that a repeat may unroll to; more is a slip of the pen, and would fill the memory
 _DEEPEST = 20  # repeats inside repeats; Python's own stack would end a much deeper recipe without a word about it
 
 
@@ -114,17 +115,21 @@ def sparsity_of(who: str, level: Level | float | int | str | None) -> float:
     """
     level = as_level(level)
     if not isinstance(level, Number):
-        raise LevelError(who, f"level {level}", "a sparsity in [0, 1)")
+        raise LevelError(who, _found(level), "a sparsity in [0, 1)")
     if not 0 <= level.value < 1:
         raise LevelError(who, f"sparsity {level}", "in [0, 1)")
     return level.value
+
+
+def _found(level: Level | None) -> str:
+    return "no level" if level is None else f"level {level}"
 
 
 def count_of(who: str, level: Level | float | int | str | None, least: int = 1) -> int:
     """The level as a whole number >= `least`; raises `LevelError` otherwise."""
     level = as_level(level)
     if not isinstance(level, Number) or level.value != int(level.value) or level.value < least:
-        raise LevelError(who, f"level {level}", f"a whole number >= {least}")
+        raise LevelError(who, _found(level), f"a whole number >= {least}")
     return int(level.value)
 
 
@@ -132,7 +137,7 @@ def bits_of(who: str, level: Level | float | int | str | None) -> Bits:
     """The level as bits, each in 2..8; raises `LevelError` otherwise."""
     level = as_level(level)
     if not isinstance(level, Bits):
-        raise LevelError(who, f"level {level}", "bits such as w8a8")
+        raise LevelError(who, _found(level), "bits such as w8a8")
     for bits in (level.weights, level.activations):
         if bits is not None and not 2 <= bits <= 8:
             raise LevelError(who, f"{bits} bits in {level}", "2 to 8 bits")
@@ -163,6 +168,11 @@ class Repeat:
     count: int
     recipe: Recipe
 
+    @property
+    def length(self) -> int:
+        """How many steps it unrolls to."""
+        return self.count * self.recipe.length
+
     def __str__(self) -> str:
         return f"repeat({self.count},{self.recipe})"
 
@@ -177,6 +187,11 @@ class Recipe:
     """
 
     items: tuple[Step | Repeat, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """How many steps it runs, without unrolling them."""
+        return sum(item.length if isinstance(item, Repeat) else 1 for item in self.items)
 
     def __str__(self) -> str:
         return "+".join(map(str, self.items)) or "dense"
@@ -268,14 +283,20 @@ class _Parser:
         self.depth += 1
         self.at += len("repeat(")
         start = self.at
-        count = int(self.take(_COUNT, "a count"))
-        if count < 1:
-            raise self.error("a count >= 1", start)
+        count = self.count(start)
         self.literal(",")
-        body = self.recipe()
+        repeat = Repeat(count, self.recipe())
         self.literal(")")
+        if repeat.length > MOST_STEPS:
+            raise self.error(f"at most {MOST_STEPS} steps, not {repeat.length}", start)
         self.depth -= 1
-        return Repeat(count, body)
+        return repeat
+
+    def count(self, start: int) -> int:
+        digits = self.take(_COUNT, "a count").lstrip("0")
+        if not digits or len(digits) > len(str(MOST_STEPS)) or int(digits) > MOST_STEPS:
+            raise self.error(f"a count in 1..{MOST_STEPS}", start)
+        return int(digits)
 
     def value(self, name: str, cls: type, key: str, start: int) -> Any:
         word = self.take(_VALUE, "a value")

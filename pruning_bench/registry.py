@@ -5,12 +5,13 @@ Definitions come in by decorator when their module is imported; `discover` impor
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from pruning_bench.errors import DuplicateNameError, PluginError, UnknownNameError, closest
+from pruning_bench.errors import DuplicateNameError, PluginError, PruningBenchError, UnknownNameError, closest
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -60,6 +61,23 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def ask(self, name: str, question: str, *arguments: Any) -> Any:
+        """What a definition's method answers; its exceptions become a `PluginError` that names its distribution."""
+        item = self[name]
+        try:
+            return getattr(item, question)(*arguments)
+        except PruningBenchError:
+            raise
+        except Exception as problem:
+            found = " ".join(f"{type(problem).__name__}: {problem}".split())
+            raise self.blame(name, f"{question}() raises {found}", "an answer") from problem
+
+    def blame(self, name: str, found: str, expected: str) -> PluginError:
+        """The error for a definition that breaks its contract: names the place of its class and its distribution."""
+        origin = _origin(self[name])
+        names = importlib.metadata.packages_distributions().get(origin.partition(".")[0], [])
+        return PluginError(f"{self.kind} {name}", found, expected, " of ".join([origin, *names[:1]]))
 
     @contextmanager
     def temporarily(self, name: str, item: T) -> Iterator[T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
-from pruning_bench.engine import Compressed, Progress, compress
+from pruning_bench.engine import Compressed, Progress, check_seed, compress
+from pruning_bench.environment import cores
 from pruning_bench.errors import UnavailableError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
 from pruning_bench.quantization import lower
@@ -26,11 +26,6 @@ CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 QUALITY_BATCH = 32  # activations that stay in cache: nearly twice as fast as 256 on the small models
 T = TypeVar("T")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -127,7 +122,7 @@ class Workbench:
 
     def _build(self, case: Case, threads: int) -> Session:
         runtime = RUNTIMES[case.runtime]
-        if reason := runtime.available(case.device):
+        if reason := RUNTIMES.ask(case.runtime, "available", case.device):
             raise UnavailableError(case.runtime, reason, "available", str(case))
         session: Session = runtime.build(
             self.compressed(case), self.example_inputs(case), threads=threads, device=case.device
@@ -149,6 +144,7 @@ def compress_with(
     dense: nn.Module, recipe: str, dataset: Dataset, *, seed: int = 0, progress: Progress | None = None
 ) -> Compressed:
     """Compresses with a data set: an example, calibration batches and training examples, all of its train split."""
+    check_seed(seed)
     drawn = dataset.train.sample(CALIBRATION_IMAGES, torch.Generator().manual_seed(seed))
     return compress(
         dense,

@@ -1,10 +1,9 @@
-"""A fresh process that times some cases: `python -m pruning_bench.worker REQUEST.json`; see `processes`."""
+"""What a fresh process does that times some cases; see `processes`, which starts it."""
 
 from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 
 from pruning_bench.artifacts import load
@@ -28,7 +27,3 @@ def main(request_file: str) -> None:
     random.Random(request["seed"]).shuffle(cases)
     lines = [to_line(m) for case in cases for m in measure_latency(bench, case, seed=request["seed"])]
     write_atomically(Path(request["output"]), "\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

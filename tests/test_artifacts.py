@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +82,72 @@ def _empty_card(file: Path) -> None:
     file.with_suffix(".json").write_text("{}")
 
 
-def _other_model(file: Path) -> None:
-    card = json.loads(file.with_suffix(".json").read_text())
-    file.with_suffix(".json").write_text(json.dumps({**card, "model": "image_classifier"}))
+def _card(**changes: Any) -> Any:
+    """Damage that changes entries of the card."""
+
+    def change(file: Path) -> None:
+        card = json.loads(file.with_suffix(".json").read_text())
+        file.with_suffix(".json").write_text(json.dumps({**card, **changes}))
+
+    return change
 
 
-@pytest.mark.parametrize("spoil", [_spoil_bytes, _truncate, _pickle, _remove_card, _empty_card, _other_model])
-def test_a_spoilt_file_is_one_clear_error(spoil: Any, data: Split, tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    save(made("resnet20", "l1_filter:0.5", data), file, model="resnet20", options=OPTIONS)
-    spoil(file)
+def _card_text(text: str) -> Any:
+    return lambda file: file.with_suffix(".json").write_text(text)
+
+
+SPOILT = {
+    "one bit": _spoil_bytes,
+    "truncated": _truncate,
+    "empty": lambda file: file.write_bytes(b""),
+    "pickle": _pickle,
+    "missing": lambda file: file.unlink(),
+    "folder": lambda file: file.unlink() or file.mkdir(),
+    "no card": _remove_card,
+    "empty card": _card_text("{}"),
+    "cut card": _card_text('{"model": "resn'),
+    "list for a card": _card_text("[1, 2]"),
+    "other model": _card(model="image_classifier"),
+    "unknown model": _card(model="resnet21"),
+    "number for a model": _card(model=20),
+    "list for options": _card(options=[10, 1]),
+    "other options": _card(options={"depth": 20}),
+    "text for an option": _card(options={"num_classes": "ten", "in_channels": 1}),
+    "number for a digest": _card(sha256=1),
+    "foreign recipe": _card(recipe="l1_filter:0.5++"),
+    "number for a recipe": _card(recipe=3),
+    "number for inputs": _card(inputs=3),
+    "one number for inputs": _card(inputs=[1]),
+    "text for a shape": _card(inputs=[["many", "float32"]]),
+    "negative shape": _card(inputs=[[[-1, 1, 32, 32], "float32"]]),
+    "unknown type": _card(inputs=[[[1, 1, 32, 32], "float31"]]),
+    "no type": _card(inputs=[[[1, 1, 32, 32], "nn"]]),
+    "no inputs": _card(inputs=[]),
+    "list for ranges": _card(ranges=[1, 2]),
+    "short range": _card(ranges={"fc.weight": [0]}),
+    "range of no tensor": _card(ranges={"fc.nothing": [0, 255, None]}),
+    "text for a range": _card(ranges={"fc.weight": ["low", "high", 0]}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(data: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a quantized model."""
+    file = tmp_path_factory.mktemp("whole") / "model.safetensors"
+    save(made("resnet20", "l1_filter:0.5+static:w8a8", data), file, model="resnet20", options=OPTIONS)
+    return file
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_spoilt_file_is_one_clear_error(spoilt: str, whole: Path, tmp_path: Path) -> None:
+    file = tmp_path / whole.name
+    for part in (whole, whole.with_suffix(".json")):
+        shutil.copy(part, tmp_path)
+    SPOILT[spoilt](file)
     with pytest.raises(CheckpointError, match="should be") as caught:
         load(file)
     assert "\n" not in str(caught.value), str(caught.value)
+    assert str(file.with_suffix("")) in str(caught.value), f"{caught.value} should name the file"
 
 
 def test_quantized_weights_are_stored_as_single_bytes(data: Split) -> None:

@@ -57,6 +57,20 @@ def test_a_foreign_id_is_named(text: str) -> None:
     assert repr(text) in str(caught.value), str(caught.value)
 
 
+@pytest.mark.parametrize("end", ["-t1", "-b1", "-t1-b1", "-t1-s3", "-cuda-b1"])
+def test_an_id_has_one_spelling(end: str) -> None:
+    text = f"resnet20-fashion_mnist/dense/eager{end}"
+    canonical = end.replace("-t1", "").replace("-b1", "")
+    with pytest.raises(PruningBenchError, match=f"should be 'resnet20-fashion_mnist/dense/eager{canonical}'"):
+        parse_id(text)
+
+
+@pytest.mark.parametrize("end", ["-s0", "-t0", "-b0", "-t02", "-s٣", "-t-1", "-s3-t2"])
+def test_no_id_has_such_an_end(end: str) -> None:
+    with pytest.raises(PruningBenchError, match="model-dataset/recipe/runtime"):
+        parse_id(f"resnet20-fashion_mnist/dense/eager{end}")
+
+
 def test_an_unknown_profile_names_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="'smoke'"):
         profile("smok")

@@ -1,6 +1,7 @@
 """The command line: what it makes, and one clear line for what it cannot."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning_bench import cli, load
-from pruning_bench.datasets.contract import load_dataset
+from pruning_bench import cli, load, workbench
+from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path
 from pruning_bench.records import Environment, Measurement, Run, write_run
 
@@ -69,6 +70,25 @@ def _spoilt(folder: Path) -> str:
     return str(folder / source.name)
 
 
+def _copied(folder: Path, **changes: object) -> str:
+    """A copy of a shipped checkpoint whose card says something else."""
+    source = checkpoint_path("resnet20", "fashion_mnist")
+    shutil.copy(source, folder)
+    card = {**json.loads(source.with_suffix(".json").read_text()), **changes}
+    (folder / source.name).with_suffix(".json").write_text(json.dumps(card))
+    return str(folder / source.name)
+
+
+def _compressed(folder: Path) -> str:
+    options = {"num_classes": 5, "in_channels": 1}  # narrower, as after a channel method: the weights do not fit
+    return _copied(folder, recipe="magnitude:0.9", options=options)
+
+
+def _written(file: Path) -> str:
+    file.touch()
+    return str(file)
+
+
 @pytest.mark.parametrize(
     ("model", "recipe", "says"),
     [
@@ -76,7 +96,13 @@ def _spoilt(folder: Path) -> str:
         ("resnet20", "magnitud:0.5", "'magnitude'"),
         ("resnet20", "magnitude:1.0", "in [0, 1)"),
         ("resnet20", "magnitude:0.5,,", "^"),
-        ("nowhere/model.safetensors", "magnitude:0.5", "no card"),
+        ("nowhere/model.safetensors", "magnitude:0.5", "No such file"),
+        (".", "magnitude:0.5", "a directory"),
+        ("/", "magnitude:0.5", "a directory"),
+        ("", "magnitude:0.5", "'', should be"),
+        (lambda folder: str(folder), "magnitude:0.5", "a directory"),
+        (lambda folder: _written(folder / "empty.safetensors"), "magnitude:0.5", "no card"),
+        (_compressed, "magnitude:0.5", "compressed by magnitude:0.9 already"),
         (_pickled, "magnitude:0.5", "never read"),
         (_spoilt, "magnitude:0.5", "sha256"),
     ],
@@ -92,6 +118,83 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert "Traceback" not in error, error
     assert len(error.strip().splitlines()) == (3 if says == "^" else 1), error
     assert not output.parent.exists(), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seed", "-1"], "seed -1, should be a whole number in [0, 2**53)"),
+        (["--seed", "1" * 30], "seed 111"),
+        (["--dataset", "fashion"], "'fashion', should be 'fashion_mnist'"),
+        (["--dataset", "cifar10"], "no checkpoint resnet20-cifar10, should be a shipped one"),
+    ],
+)
+def test_bad_options_are_one_line(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress", "resnet20", "magnitude:0.5", "-o", str(tmp_path / "small.safetensors"), *words) == 2
+    error = capsys.readouterr().err
+    assert says in error, error
+    assert len(error.strip().splitlines()) == 1, error
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (".", "a name ending in .safetensors"),
+        ("small.pt", "a name ending in .safetensors"),
+        ("folder.safetensors", "a directory, should be a file"),
+        ("file/small.safetensors", "in a folder that can be written"),
+        ("file/deeper/small.safetensors", "in a folder that can be written"),
+    ],
+)
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_bad_output_is_refused_before_the_work(
+    output: str,
+    says: str,
+    force: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder.safetensors").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workbench, "compress_with", lambda *_, **__: pytest.fail("compressed, should refuse before"))
+    assert run("compress", "resnet20", "magnitude:0.5", "-o", output, *force) == 2
+    error = capsys.readouterr().err
+    assert says in error, error
+    assert (tmp_path / "file").read_text() == "precious", "the file was overwritten"
+
+
+def _asked_dataset(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the data sets that are loaded from now on."""
+    names: list[str] = []
+
+    def note(self: workbench.Workbench, name: str) -> Dataset:
+        names.append(name)
+        return load_dataset("fashion_mnist")
+
+    monkeypatch.setattr(workbench.Workbench, "dataset", note)
+    return names
+
+
+def test_the_data_set_is_that_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, output = _copied(tmp_path, dataset="cifar10"), tmp_path / "small.safetensors"
+    names = _asked_dataset(monkeypatch)
+    assert run("compress", model, "magnitude:0.5", "-o", str(output)) == 0
+    assert names == ["cifar10"], f"{names}, should be that of the card"
+    assert run("compress", model, "magnitude:0.5", "-o", str(output), "--force", "--dataset", "cifar10") == 0
+    assert names == ["cifar10"] * 2, f"{names}, should be that of the card"
+
+
+def test_another_data_set_than_the_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output = _copied(tmp_path), tmp_path / "small.safetensors"
+    assert run("compress", model, "magnitude:0.5", "-o", str(output), "--dataset", "cifar10") == 2
+    error = capsys.readouterr().err
+    assert "--dataset cifar10, should be fashion_mnist, which it was trained on" in error, error
+    assert not output.exists(), "something was written"
 
 
 @pytest.mark.parametrize(("folder", "says"), [("nowhere", "nowhere"), ("empty", "empty"), ("corrupt", "train-images")])
@@ -155,3 +258,24 @@ def test_the_shipped_checkpoints_say_how_they_were_made() -> None:
         card = json.loads(path.read_text())
         assert card["test_top1"] >= 0.93, f"{path.name}: test accuracy {card['test_top1']}"
         assert "pruning-bench train" in card["command"], card["command"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (OSError(28, "No space left on device"), "pruning-bench: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "/a/b"), "pruning-bench: Permission denied [/a/b]\n"),
+        (KeyboardInterrupt(), "pruning-bench: interrupted; no file is half written\n"),
+    ],
+    ids=["no place", "place", "interrupted"],
+)
+def test_what_the_system_refuses_is_one_line(
+    problem: BaseException, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(chosen: object) -> int:
+        raise problem
+
+    monkeypatch.setattr(cli, "_list", fail)
+    assert run("list") == (130 if isinstance(problem, KeyboardInterrupt) else 2)
+    error = capsys.readouterr().err
+    assert error == says, f"{error!r}, should be {says!r}"

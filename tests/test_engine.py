@@ -13,7 +13,7 @@ from pruning_bench import compress
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
-from pruning_bench.errors import LevelError, ModelError, PluginError, RecipeError, UnknownNameError
+from pruning_bench.errors import LevelError, ModelError, PluginError, PruningBenchError, RecipeError, UnknownNameError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.pruning.masks import current_masks
 from pruning_bench.registry import STEPS
@@ -147,6 +147,7 @@ def test_quantization_comes_last(block: nn.Module, train: Split) -> None:
         ("magnitude:0.5,scop=layer", RecipeError, "scope"),
         ("static:w8", LevelError, "a8|activations"),
         ("finetune:0.5", LevelError, "whole number"),
+        ("finetune", LevelError, "no level, should be a whole number"),  # one spelling: an epoch is finetune:1
     ],
 )
 def test_a_bad_recipe_is_one_clear_error(
@@ -163,9 +164,31 @@ def test_nan_weights_are_named(block: nn.Module, train: Split) -> None:
         make(block, "magnitude:0.5", train)
 
 
-def test_a_model_without_prunable_layers_is_an_error() -> None:
-    with pytest.raises(ModelError, match="prunable"):
-        compress(nn.Sequential(nn.ReLU()), "magnitude:0.5", example_inputs=(torch.zeros(1, 4),))
+@pytest.mark.parametrize("recipe", ["magnitude:0.5", "random:0.5", "l1_filter:0.5", "static:w8a8"])
+def test_a_model_without_prunable_layers_is_an_error(recipe: str) -> None:
+    inputs = (torch.zeros(1, 4),)
+    with pytest.raises(ModelError, match="should be") as caught:
+        compress(nn.Sequential(nn.ReLU()), recipe, example_inputs=inputs, calibration=[inputs])
+    assert "\n" not in str(caught.value), f"{caught.value}, should be one line"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**53, 10**30, 0.5, "1"])
+def test_a_seed_out_of_range_is_an_error(block: nn.Module, train: Split, seed: int) -> None:
+    with pytest.raises(PruningBenchError, match=rf"seed {seed!r}, should be a whole number in \[0, 2\*\*53\)"):
+        make(block, "magnitude:0.5+finetune:1", train, seed=seed)
+    make(block, "magnitude:0.5", train, seed=2**53 - 1)
+
+
+@pytest.mark.parametrize("recipe", [None, 0.5, ["magnitude:0.5"]])
+def test_a_recipe_of_the_wrong_type_is_an_error(block: nn.Module, train: Split, recipe: Any) -> None:
+    with pytest.raises(RecipeError, match="should be text or a parsed recipe"):
+        make(block, recipe, train)
+
+
+@pytest.mark.parametrize("model", [None, "resnet20", nn.Linear])
+def test_a_model_of_the_wrong_type_is_an_error(model: Any) -> None:
+    with pytest.raises(ModelError, match=r"should be a torch\.nn\.Module"):
+        compress(model, "dense", example_inputs=(torch.zeros(1, 8),))
 
 
 @pytest.mark.parametrize("inputs", [(), torch.zeros(1, 1, 8, 8)])

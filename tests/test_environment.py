@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pruning_bench import environment
 from pruning_bench.environment import Machine, current
+from pruning_bench.errors import PluginError
+from pruning_bench.records import Environment
+from pruning_bench.registry import Registry
 
 INTEL = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Processor
@@ -155,3 +160,67 @@ def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(environment.subprocess, "run", hang)
     assert "revision" not in current().info, "a revision that cannot be told should be left out"
+
+
+class Working:
+    """A runtime as it should be."""
+
+    def available(self, device: str = "cpu") -> str | None:
+        return None if device == "cpu" else f"runs on the CPU, not on {device}"
+
+    def version(self) -> str:
+        return "7"
+
+
+class CannotTell(Working):
+    def available(self, device: str = "cpu") -> str | None:
+        raise ImportError("libfast.so: cannot open\nsecond line")
+
+
+class NoVersion(Working):
+    def version(self) -> str:
+        raise AttributeError("module 'fast' has no attribute '__version__'")
+
+
+class TupleVersion(Working):
+    def version(self) -> str:
+        return (7, 1)  # type: ignore[return-value]
+
+
+class YesOrNo(Working):
+    def available(self, device: str = "cpu") -> str | None:
+        return True  # type: ignore[return-value]
+
+
+def suite_with(runtime: object, device: str = "cpu") -> Environment:
+    runtimes: Registry[Any] = Registry("runtime")
+    runtimes.add("fast", runtime)
+    return environment.of_suite(runtimes, device)
+
+
+def test_the_runtimes_that_are_here_are_part_of_what_must_match() -> None:
+    found = suite_with(Working()).must_match
+    assert found["runtime fast"] == "7", f"{found} should hold the version of the runtime"
+    found = suite_with(Working(), "cuda").must_match
+    assert "runtime fast" not in found, f"{found} should not hold a runtime that cannot run on the device"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "says"),
+    [
+        (CannotTell(), "available() raises ImportError: libfast.so: cannot open second line"),
+        (NoVersion(), "version() raises AttributeError: module 'fast' has no attribute '__version__'"),
+        (TupleVersion(), "version() returns (7, 1), should be text"),
+        (YesOrNo(), "available() returns True, should be None, or the reason"),
+    ],
+    ids=["cannot tell", "no version", "a tuple", "yes or no"],
+)
+def test_a_runtime_that_answers_wrongly_is_named(runtime: Working, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {__name__.split(".")[0]: ["fast-bench"]})
+    with pytest.raises(PluginError) as caught:
+        suite_with(runtime)
+    text = str(caught.value)
+    assert text.startswith("runtime fast: "), f"{text!r} should name the runtime"
+    assert says in text, f"{text!r} should say {says!r}"
+    assert text.endswith(f"{type(runtime).__name__} of fast-bench]"), f"{text!r} should name class and distribution"
+    assert "\n" not in text, f"{text!r} should be one line"

@@ -81,7 +81,8 @@ def recipes(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Recipe]:
     return st.lists(of, min_size=1, max_size=3).map(lambda items: Recipe(tuple(items)))
 
 
-nested = st.recursive(steps(), lambda inner: st.builds(Repeat, st.integers(1, 999), recipes(inner)), max_leaves=5)
+nested = st.recursive(steps(), lambda inner: st.builds(Repeat, st.integers(1, 99), recipes(inner)), max_leaves=5)
+nested = nested.filter(lambda item: isinstance(item, Step) or item.length <= grammar.MOST_STEPS)
 
 
 def check_round_trip(recipe: Recipe, spell: Callable[[Recipe], str] = str) -> None:
@@ -163,6 +164,7 @@ def test_options_make_the_method(recipe: Recipe) -> None:
         ("tuned,group=none,nested=true", "tuned"),
         ("tuned,nested=false,group=32,of=2", "tuned,nested=false,group=32,of=2"),
         ("repeat(05,magnitude:0.370+plain_2:1)", "repeat(5,magnitude:0.37+plain_2:1)"),
+        ("repeat(0001000,plain_2)", "repeat(1000,plain_2)"),
         ("repeat(2,repeat(3,plain_2)+plain_2)+plain_2", "repeat(2,repeat(3,plain_2)+plain_2)+plain_2"),
     ],
 )
@@ -230,7 +232,14 @@ BAD = {
     "repeat(2,plain_2))": 17,
     "repeat(2,plain_2)plain_2": 17,
     "repeat(2,plain_2):0.5": 17,
-    f"repeat({'9' * 5000},plain_2)": 13,
+    f"repeat({'9' * 5000},plain_2)": 7,
+    "repeat(1001,plain_2)": 7,
+    "repeat(1000000000,plain_2)": 7,
+    "repeat(1e9,plain_2)": 8,
+    "repeat(00000000,plain_2)": 7,
+    "repeat(501,plain_2+plain_2)": 7,
+    "repeat(2,repeat(501,plain_2))": 7,
+    "plain_2+repeat(32,repeat(32,plain_2))": 15,
     "repeat(1," * 21 + "plain_2" + ")" * 21: 180,
 }
 
@@ -265,6 +274,28 @@ def test_repeats_unroll_in_order() -> None:
     names = [str(step) for step in parse("repeat(2,plain_2:1+repeat(2,plain_2:2))+plain_2:3", METHODS).steps()]
     expected = [f"plain_2:{n}" for n in (1, 2, 2, 1, 2, 2, 3)]
     assert names == expected, f"steps run as {names}, should be {expected}"
+
+
+def check_length(length: Callable[[Recipe], int]) -> None:
+    for text in ("dense", "plain_2", "repeat(2,plain_2+repeat(3,plain_2))+plain_2", "repeat(5,repeat(4,plain_2))"):
+        recipe = parse(text, METHODS)
+        unrolled = len(list(recipe.steps()))
+        assert length(recipe) == unrolled, f"{text} has length {length(recipe)}, should be {unrolled}"
+
+
+def test_the_length_is_that_of_the_unrolled_steps() -> None:
+    check_length(lambda recipe: recipe.length)
+
+
+def test_check_length_rejects_mutant_items_as_written() -> None:
+    with pytest.raises(AssertionError, match="should be"):
+        check_length(lambda recipe: len(recipe.items))
+
+
+@pytest.mark.parametrize("of", [grammar.sparsity_of, grammar.count_of, grammar.bits_of])
+def test_a_missing_level_is_called_so(of: Callable[[str, Any], Any]) -> None:
+    with pytest.raises(LevelError, match="step: no level, should be"):
+        of("step", None)
 
 
 def test_an_option_may_not_be_none_when_its_type_says_so() -> None:

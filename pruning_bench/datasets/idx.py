@@ -41,7 +41,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise DataError("idx", f"shape {found}", f"{shape}", str(path))
     if len(content) != head + math.prod(shape):
         raise DataError("idx", f"{len(content) - head} bytes of data", f"{math.prod(shape)}", str(path))
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy()
+    array: NDArray[np.uint8] = np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy()
+    return array
 
 
 def _content(path: Path) -> bytes:

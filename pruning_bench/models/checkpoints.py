@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pruning_bench.errors import CheckpointError
+from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.contract import build_model
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -22,7 +22,8 @@ WHO = "checkpoint"
 _PICKLE_ENDS = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 _NO_PICKLES = "safetensors; pickles can run code and are never read"
-_NEEDED = ("model", "dataset", "options", "sha256")
+_NEEDED = {"model": str, "dataset": str, "options": dict, "sha256": str}
+_KINDS = {str: "text", dict: "an object"}
 
 
 def checkpoint_path(model: str, dataset: str, folder: Path = SHIPPED) -> Path:
@@ -33,6 +34,15 @@ def checkpoint_path(model: str, dataset: str, folder: Path = SHIPPED) -> Path:
         'resnet20-fashion_mnist.safetensors'
     """
     return folder / f"{model}-{dataset}.safetensors"
+
+
+def shipped_path(model: str, dataset: str) -> Path:
+    """Where the shipped weights of `model` trained on `dataset` lie; raises `CheckpointError` if none are shipped."""
+    path = checkpoint_path(model, dataset)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
+        raise CheckpointError(WHO, f"no checkpoint {path.stem}", f"a shipped one ({known})", str(path))
+    return path
 
 
 def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -47,6 +57,8 @@ def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> di
 def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file."""
     _refuse_pickle(path)
+    if path.is_dir():
+        raise CheckpointError(WHO, "a directory", "the name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     full = {**card, "sha256": hashlib.sha256(content).hexdigest()}
@@ -56,17 +68,22 @@ def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], pat
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of the weights at `path`; raises `CheckpointError` if it is missing or is no card."""
+    """The card of the weights at `path`; raises `CheckpointError` if either is missing or it is no card."""
+    _refuse_pickle(path)
+    _require_file(path)
     place = path.with_suffix(".json")
     try:
         card = json.loads(place.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(WHO, "no card", "a card beside the weights", str(place)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(WHO, f"unreadable card ({error})", "JSON", str(place)) from None
     missing = [key for key in _NEEDED if key not in card] if isinstance(card, dict) else list(_NEEDED)
     if missing:
         raise CheckpointError(WHO, f"card without {', '.join(missing)}", "a whole card", str(place))
+    for key, kind in _NEEDED.items():
+        if not isinstance(card[key], kind):
+            raise CheckpointError(WHO, f"card whose {key} is {card[key]!r:.40}", _KINDS[kind], str(place))
     return dict(card)
 
 
@@ -79,6 +96,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         CheckpointError: missing, a pickle (never unpickled), of another digest, truncated or foreign.
     """
     _refuse_pickle(path)
+    _require_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -100,13 +118,9 @@ def load_checkpoint(path: Path) -> nn.Module:
     Raises:
         CheckpointError: see `read_card` and `read_tensors`; or the tensors do not fit the model.
     """
-    _refuse_pickle(path)
     card = read_card(path)
     tensors = read_tensors(path, card["sha256"])
-    try:
-        model = build_model(card["model"], **card["options"])
-    except TypeError as error:
-        raise CheckpointError(WHO, f"card with {error}", f"options of {card['model']}", str(path)) from None
+    model = model_of(card, path)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -114,22 +128,30 @@ def load_checkpoint(path: Path) -> nn.Module:
     return model.eval()
 
 
-def load_reference(model: str, dataset: str) -> nn.Module:
-    """The shipped model `model` trained on `dataset`, its digest verified, in evaluation mode.
+def model_of(card: Mapping[str, Any], path: Path) -> nn.Module:
+    """The model that the card of the file at `path` names, with random weights.
 
     Raises:
-        CheckpointError: none is shipped, or the file is not the one of its card.
+        CheckpointError: not a registered model, or options that it does not take.
     """
-    path = checkpoint_path(model, dataset)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
-        raise CheckpointError(WHO, f"no checkpoint {path.stem}", f"a shipped one ({known})", str(path))
-    return load_checkpoint(path)
+    if not card["model"]:
+        raise CheckpointError(WHO, "a card that names no model", "load(path, model=...)", str(path))
+    try:
+        return build_model(card["model"], **card["options"])
+    except (PruningBenchError, TypeError, ValueError, RuntimeError) as error:
+        found = f"card of {card['model']!r} with options {card['options']} ({' '.join(str(error).split())})"
+        raise CheckpointError(WHO, found, "a registered model and its options", str(path)) from None
 
 
 def _refuse_pickle(path: Path) -> None:
     if path.suffix.lower() in _PICKLE_ENDS:
         raise CheckpointError(WHO, f"a {path.suffix} file", _NO_PICKLES, str(path))
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "No such file"
+        raise CheckpointError(WHO, found, "a safetensors file", str(path))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
+from pruning_bench.errors import ModelError
 from pruning_bench.registry import MODELS
 
 F = TypeVar("F", bound=Callable[..., nn.Module])
@@ -33,6 +35,15 @@ def reference_model(build: F) -> F:
 
 
 def build_model(name: str, **options: Any) -> nn.Module:
-    """A fresh model with random weights, in eval mode; raises `UnknownNameError`."""
-    model: nn.Module = MODELS[name].build(**options)
-    return model.eval()
+    """A fresh model with random weights, in eval mode.
+
+    Raises:
+        UnknownNameError: not registered.
+        ModelError: options that its builder does not take.
+    """
+    build: Callable[..., nn.Module] = MODELS[name].build
+    try:
+        inspect.signature(build).bind(**options)
+    except TypeError as error:
+        raise ModelError(name, f"options {options} ({error})", "those that its builder takes") from None
+    return build(**options).eval()

@@ -1,26 +1,21 @@
-"""`pruning-bench train MODEL --dataset DATASET`: also runs as `python -m pruning_bench.training.command`."""
+"""The arguments of `pruning-bench train MODEL --dataset DATASET` and what they start."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError, UnavailableError
+from pruning_bench.errors import UnavailableError
+from pruning_bench.progress import progress_bar
 from pruning_bench.training.loop import TrainConfig
 from pruning_bench.training.reference import train_reference
 
-HELP = "train a reference model and write its checkpoint and card"
 _HELP = {
     "epochs": "passes over the training split",
     "batch": "examples a step",
@@ -60,18 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out-dir", type=Path, default=Path("checkpoints"), help="folder of checkpoint and card (%(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite a checkpoint, and the state of an interrupted training"
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains as the parsed arguments say; errors of the suite pass through to the caller."""
+    discover()
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
     _require_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         card = train_reference(
             args.model,
             args.dataset,
@@ -81,10 +80,11 @@ def run(args: argparse.Namespace) -> int:
             full=not args.shipped_data,
             out_dir=args.out_dir,
             resume=args.resume,
+            force=args.force,
             device=args.device,
             command=command_line(args),
             progress=progress,
-            report=lambda line: console.print(line, highlight=False, soft_wrap=True),
+            report=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         )
     print(f"{args.model} on {args.dataset}: test top-1 {card['test_top1']:.2%}")
     return 0
@@ -115,33 +115,3 @@ def _require_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         found = f"device {name!r} ({str(error).splitlines()[0]})"
         raise UnavailableError("train", found, "a device of this machine, such as cpu") from None
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Any]:
-    """A bar for the epoch that runs, on a terminal; nothing otherwise."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("starting", total=None)
-
-        def show(message: str, done: int, total: int) -> None:
-            bars.update(task, description=message, completed=done, total=total)
-
-        yield show
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command on its own; exit status 2 with one line on an error of the suite."""
-    parser = argparse.ArgumentParser(prog="pruning-bench train", description=HELP)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    discover()
-    try:
-        return run(args)
-    except PruningBenchError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.datasets.contract import Split
+from pruning_bench.metrics.accuracy import confusion_matrix
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,6 @@ class Evaluation:
     loss: float
     confusion: Tensor
 
-    @property
-    def per_class(self) -> Tensor:
-        """Share of right predictions of each true class, float64 [classes]; nan for a class without examples."""
-        return self.confusion.diagonal().double() / self.confusion.sum(1)
-
-
-def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """matrix[t, p] = number of examples of class t that were predicted as p.
-
-    Args:
-        labels, predictions: int64 [N], in 0..classes-1.
-    Returns:
-        int64 [classes, classes].
-    Example:
-        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
-        [[1, 1], [0, 1]]
-    """
-    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
-
 
 def evaluate(model: nn.Module, split: Split, batch: int = 250) -> Evaluation:
     """The quality of `model` in evaluation mode on `split`, in fp32; the model's mode is restored.
@@ -57,7 +39,7 @@ def evaluate(model: nn.Module, split: Split, batch: int = 250) -> Evaluation:
         for inputs, labels in split.batches(batch):
             logits = model(inputs.to(device)).float().cpu()
             loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            part = confusion_matrix(labels, logits.argmax(1), logits.shape[1])
+            part = confusion_matrix(logits, labels)
             confusion = confusion + part if confusion.numel() else part
     model.train(training)
     return Evaluation(float(confusion.diagonal().sum()) / len(split), loss / len(split), confusion)

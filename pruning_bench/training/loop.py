@@ -66,6 +66,7 @@ class TrainConfig:
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
             "shift": (self.shift >= 0, "at least 0"),
+            "seed": (0 <= self.seed < 2**63, "in [0, 2**63)"),
         }
         for name, (holds, expected) in ranges.items():
             if not holds:

@@ -15,6 +15,7 @@ from torch import nn
 
 import pruning_bench
 from pruning_bench.datasets.contract import Dataset, load_dataset
+from pruning_bench.errors import CheckpointError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, save_checkpoint
 from pruning_bench.models.contract import build_model
 from pruning_bench.training.evaluation import evaluate
@@ -85,6 +86,7 @@ def train_reference(
     full: bool = True,
     out_dir: Path = SHIPPED,
     resume: bool = False,
+    force: bool = False,
     device: str = "cpu",
     command: str = "",
     progress: Progress | None = None,
@@ -98,6 +100,8 @@ def train_reference(
         data_dir: where the full data lie; see `load_dataset`.
         full: train on the full training split.
         out_dir: the folder of the checkpoint, of its card, and of the state while it trains.
+        resume: go on from the state of an interrupted training.
+        force: overwrite a checkpoint and, unless resumed, a state that lie there already.
         command: how to repeat this, for the card.
     Returns:
         The card.
@@ -105,12 +109,20 @@ def train_reference(
         UnknownNameError, DataError, CheckpointError, ModelError.
     """
     config = config or TrainConfig()
+    path = checkpoint_path(model_name, dataset_name, out_dir)
+    state = path.with_name(f"{path.stem}.state.safetensors")
+    if not force:
+        _refuse_to_overwrite(path, None if resume else state)
     dataset = load_dataset(dataset_name, data_dir, full=full)
     shape = {"num_classes": len(dataset.classes), "in_channels": dataset.train.images.shape[1]}
     options = {**shape, **(options or {})}
     model = seeded_model(model_name, options, config.seed).to(device)
-    path = checkpoint_path(model_name, dataset_name, out_dir)
-    state = path.with_name(f"{path.stem}.state.safetensors")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            "train", error.strerror or str(error), "a folder for the checkpoint", str(out_dir)
+        ) from None
     history = train(
         model,
         dataset,
@@ -143,6 +155,15 @@ def train_reference(
     state.unlink(missing_ok=True)
     report(f"test top-1 {test.top1:.2%}, loss {test.loss:.4f}; written to {path}")
     return card
+
+
+def _refuse_to_overwrite(path: Path, state: Path | None) -> None:
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            raise CheckpointError("train", "an existing checkpoint", "another folder, or --force", str(file))
+    if state is not None and state.exists():
+        expected = "--resume to go on with it, or --force to start anew"
+        raise CheckpointError("train", "the state of an interrupted training", expected, str(state))
 
 
 def seeded_model(name: str, options: dict[str, Any], seed: int) -> nn.Module:

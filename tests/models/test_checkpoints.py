@@ -14,10 +14,10 @@ from pruning_bench.models.checkpoints import (
     SHIPPED,
     checkpoint_path,
     load_checkpoint,
-    load_reference,
     read_card,
     read_tensors,
     save_checkpoint,
+    shipped_path,
 )
 from pruning_bench.registry import MODELS
 from pruning_bench.training.evaluation import evaluate
@@ -119,6 +119,17 @@ DAMAGE = {
     "card_without_digest": (edit_card(sha256=None), "card without sha256"),
     "other_shapes": (edit_card(options={"num_classes": 5, "in_channels": 4}), "size mismatch"),
     "other_options": (edit_card(options={"depth": 5}), "options"),
+    "card_is_deep": (lambda path: path.with_suffix(".json").write_text("[" * 100_000), "unreadable card"),
+    "card_is_no_text": (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe{}"), "unreadable card"),
+    "card_is_a_folder": (
+        lambda path: path.with_suffix(".json").unlink() or path.with_suffix(".json").mkdir(),
+        "unreadable card",
+    ),
+    "model_is_a_number": (edit_card(model=20), "card whose model is 20, should be text"),
+    "options_are_a_list": (edit_card(options=[3, 4]), "card whose options is [3, 4], should be an object"),
+    "digest_is_a_number": (edit_card(sha256=7), "card whose sha256 is 7, should be text"),
+    "no_model": (edit_card(model=""), "names no model"),
+    "unknown_model": (edit_card(model="tiniest"), "should be 'tiny'"),
     "folder": (lambda path: path.unlink() or path.mkdir(), "directory"),
 }
 
@@ -225,9 +236,17 @@ def test_never_writes_under_a_pickle_name(tiny, tmp_path):
     assert not found, f"{found}, should be nothing"
 
 
+def test_never_writes_over_a_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), tmp_path):
+        with pytest.raises(CheckpointError, match="a directory, should be the name of a file"):
+            save_checkpoint(tiny(), CARD, path)
+    assert not list(tmp_path.iterdir()), f"{list(tmp_path.iterdir())}, should be nothing"
+
+
 def test_a_reference_that_does_not_ship_names_those_that_do():
     with pytest.raises(CheckpointError, match=r"no checkpoint resnet20-cifar10.*resnet20-fashion_mnist"):
-        load_reference("resnet20", "cifar10")
+        shipped_path("resnet20", "cifar10")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -252,11 +271,11 @@ def check_accuracy(model: nn.Module, promised: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_do_what_their_card_says(name):
     promised = read_card(checkpoint_path(name, "fashion_mnist"))["selection_top1"]
-    check_accuracy(load_reference(name, "fashion_mnist"), promised)
+    check_accuracy(load_checkpoint(shipped_path(name, "fashion_mnist")), promised)
 
 
 def test_check_accuracy_rejects_mutant_weak_classifier():
-    model = load_reference("image_classifier", "fashion_mnist")
+    model = load_checkpoint(shipped_path("image_classifier", "fashion_mnist"))
     with torch.no_grad():
         model.features[0].weight[:48] = 0
     with pytest.raises(AssertionError, match="should be near"):
@@ -267,5 +286,5 @@ def test_check_accuracy_rejects_mutant_weak_classifier():
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_repeat_their_test_accuracy(name):
     promised = read_card(checkpoint_path(name, "fashion_mnist"))["test_top1"]
-    found = evaluate(load_reference(name, "fashion_mnist"), load_dataset("fashion_mnist").test).top1
+    found = evaluate(load_checkpoint(shipped_path(name, "fashion_mnist")), load_dataset("fashion_mnist").test).top1
     assert abs(found - promised) <= 0.0003, f"{name}: test top-1 {found}, should be {promised} up to rounding"

@@ -1,9 +1,12 @@
 import argparse
 import dataclasses
 import shlex
+import subprocess
+import sys
 
 import pytest
 
+from pruning_bench import cli
 from pruning_bench.training import command
 from pruning_bench.training.loop import TrainConfig
 
@@ -49,13 +52,13 @@ ALL = (
 
 
 def test_every_field_has_an_option(asked):
-    command.run(parse(f"{ALL} --data-dir /data --out-dir /out --resume"))
+    command.run(parse(f"{ALL} --data-dir /data --out-dir /out --resume --force"))
     _, _, config, rest = asked[0]
     same = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) == field.default]
     assert not same, f"{same} at their default, should be changed by their options"
     assert rest["options"] == {"activation": "gelu"}, f"{rest['options']}, should be gelu"
-    found = {key: str(rest[key]) for key in ("full", "data_dir", "out_dir", "resume")}
-    expected = {"full": "False", "data_dir": "/data", "out_dir": "/out", "resume": "True"}
+    found = {key: str(rest[key]) for key in ("full", "data_dir", "out_dir", "resume", "force")}
+    expected = {"full": "False", "data_dir": "/data", "out_dir": "/out", "resume": "True", "force": "True"}
     assert found == expected, f"{found}, should be {expected}"
 
 
@@ -94,18 +97,27 @@ def test_check_command_repeats_rejects(mutant):
         ("resnet21 --dataset fashion_mnist --shipped-data", "'resnet20'"),
         ("resnet20 --dataset fashion_mist --shipped-data", "'fashion_mnist'"),
         ("resnet20 --dataset fashion_mnist --epochs 0", "epochs 0, should be at least 1"),
+        ("resnet20 --dataset fashion_mnist --seed -1", "seed -1, should be in [0, 2**63)"),
         ("resnet20 --dataset fashion_mnist --shipped-data --activation rlu", "'relu'"),
         ("resnet20 --dataset fashion_mnist --data-dir /nowhere", "/nowhere"),
         ("resnet20 --dataset fashion_mnist --shipped-data --device abacus", "device 'abacus'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, said, tmp_path, capsys):
-    status = command.main([*shlex.split(words), "--out-dir", str(tmp_path)])
+    status = cli.main(["train", *shlex.split(words), "--out-dir", str(tmp_path)])
     text = capsys.readouterr().err
     assert status == 2, f"status {status}, should be 2"
     assert said in text, f"{text!r}, should say {said!r}"
     assert text.count("\n") == 1, f"{text!r}, should be one line"
     assert not list(tmp_path.iterdir()), f"{list(tmp_path.iterdir())}, should change nothing"
+
+
+def test_definitions_are_there_in_a_fresh_process(tmp_path):
+    """Whoever ran before in this process has filled the registries already."""
+    words = ["train", "resnet2", "--dataset", "fashion_mnist", "--shipped-data", "--out-dir", str(tmp_path)]
+    called = [sys.executable, "-m", "pruning_bench.cli", *words]
+    done = subprocess.run(called, capture_output=True, text=True, timeout=120, check=False)
+    assert "should be 'resnet20'" in done.stderr, f"{done.stderr!r}, should name the closest model"
 
 
 @pytest.mark.parametrize(

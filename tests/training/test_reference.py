@@ -289,6 +289,64 @@ def test_train_reference_resumes(tmp_path):
     assert lines[0].startswith("epoch 3/3"), f"{lines[0]!r}, should go on with epoch 3"
 
 
+@pytest.fixture
+def precious(tmp_path):
+    """A folder that holds a checkpoint and its card."""
+    train_reference("tiny", "invented", CONFIG, out_dir=tmp_path)
+    return tmp_path
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def never(line):
+    raise AssertionError(f"{line}: trained, should refuse before")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("gone", ["json", "safetensors", None])
+def test_a_checkpoint_is_not_overwritten(precious, gone, resume):
+    if gone:
+        (precious / f"tiny-invented.{gone}").unlink()
+    before = contents(precious)
+    with pytest.raises(CheckpointError, match=r"--force \[.*tiny-invented"):
+        train_reference("tiny", "invented", CONFIG, out_dir=precious, resume=resume, report=never)
+    assert contents(precious) == before, f"{sorted(contents(precious))}, should be as before"
+
+
+def test_force_overwrites_a_checkpoint(precious):
+    card = train_reference("tiny", "invented", dataclasses.replace(CONFIG, seed=1), out_dir=precious, force=True)
+    found = read_card(precious / "tiny-invented.safetensors")["seed"]
+    assert found == card["seed"] == 1, f"seed {found}, should be that of the second training"
+
+
+def test_the_state_of_an_interrupted_training_is_not_overwritten(tmp_path):
+    with pytest.raises(StoppedError):
+        train_reference("tiny", "invented", CONFIG, out_dir=tmp_path, report=stop_after(2))
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match="--resume to go on with it, or --force to start anew"):
+        train_reference("tiny", "invented", CONFIG, out_dir=tmp_path, report=never)
+    assert contents(tmp_path) == before, f"{sorted(contents(tmp_path))}, should be as before"
+    lines = []
+    train_reference("tiny", "invented", CONFIG, out_dir=tmp_path, force=True, report=lines.append)
+    assert lines[0].startswith("epoch 1/3"), f"{lines[0]!r}, should start anew"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(CheckpointError, match=r"should be a folder for the checkpoint \[.*file"):
+            train_reference("tiny", "invented", CONFIG, out_dir=folder, report=never)
+    assert (tmp_path / "file").read_text() == "precious", "the file was overwritten"
+
+
+def test_an_option_that_the_model_does_not_take_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"tiny: .*unexpected keyword argument 'activation'.*should be") as caught:
+        train_reference("tiny", "invented", CONFIG, options={"activation": "relu"}, out_dir=tmp_path, report=never)
+    assert "\n" not in str(caught.value), f"{caught.value}, should be one line"
+
+
 def test_a_training_that_diverges_writes_no_checkpoint(tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e30, warmup=0.0)
     with pytest.raises(ModelError, match="should be finite"):

@@ -174,7 +174,7 @@ def test_check_deterministic_rejects(mutant):
 
 
 def test_finetune_level_is_the_number_of_epochs():
-    for level, expected in ((None, 1), (Number(1), 1), (Number(3), 3)):
+    for level, expected in ((Number(1), 1), (Number(3), 3)):
         told = []
         given = dataclasses.replace(context(), progress=lambda message, done, total, told=told: told.append(message))
         Finetune(batch=64).run(tiny_model(), level, (), given)
@@ -186,9 +186,10 @@ def test_finetune_level_is_the_number_of_epochs():
     [
         (Finetune(), Number(0.5), "finetune: level 0.5, should be a whole number >= 1"),
         (Finetune(), Number(0), "finetune: level 0, should be a whole number >= 1"),
+        (Finetune(), None, "finetune: no level, should be a whole number >= 1"),
         (Finetune(), Bits(8), "finetune: level w8, should be a whole number >= 1"),
         (Finetune(lr=0.0), Number(1), "finetune: lr 0.0, should be a positive number"),
-        (Finetune(momentum=1.0), None, r"finetune: momentum 1.0, should be in \[0, 1\)"),
+        (Finetune(momentum=1.0), Number(1), r"finetune: momentum 1.0, should be in \[0, 1\)"),
         (BnRecalibrate(), Number(0), "bn_recalibrate: level 0, should be a whole number >= 1"),
         (BnRecalibrate(batch=1), None, "bn_recalibrate: batch 1, should be at least 2"),
     ],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @training_step
 @dataclass(frozen=True)
 class Finetune:
-    """Trains for as many epochs as the level says (default 1): SGD with Nesterov momentum, cosine schedule.
+    """Trains for as many epochs as the level says: SGD with Nesterov momentum, cosine schedule.
 
     What was pruned stays zero after every step. The defaults suit some 5,000 images.
 
@@ -57,7 +57,7 @@ class Finetune:
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
         """Trains `model` in place; raises `LevelError` for options and levels out of range."""
         train = context.need_train(self.name)
-        config = self._config(1 if level is None else count_of(self.name, level), context.generator)
+        config = self._config(count_of(self.name, level), context.generator)
         optimizer = make_optimizer(model, config)
         with keep_pruned(model, plans, optimizer):
             for epoch in range(config.epochs):
