@@ -36,6 +36,7 @@ class Session:
         kernels: what the runtime executes, layer by layer; empty if it cannot say.
         clock: seconds, monotonic; read before and after a block of calls, so that a clock which first waits for the
             device times asynchronous work. Sessions are only timed side by side when they share their clock.
+        concurrent: `run` may be called from several threads at once.
         timed: False when the session only simulates (a quantized model in eager) and must never be reported as a speed.
     """
 
@@ -43,6 +44,7 @@ class Session:
     bind: Callable[..., Callable[[], object]]
     kernels: tuple[Kernel, ...] = ()
     timed: bool = True
+    concurrent: bool = False
     clock: Callable[[], float] = time.perf_counter
 
 

@@ -71,6 +71,7 @@ class Eager:
             _kernels(compressed.model, example_inputs),
             timed=compressed.quant_plan is None,
             clock=time.perf_counter if device == "cpu" else _synchronized,
+            concurrent=device == "cpu",
         )
 
 

@@ -124,7 +124,7 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
             options.optimized_model_filepath = str(optimized)
         inner = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED)
         kernels: tuple[Kernel, ...] = list_kernels(optimized.read_bytes()) if listing else ()
-    return Session(run=_runner(inner), bind=_binder(inner), kernels=kernels)
+    return Session(run=_runner(inner), bind=_binder(inner), kernels=kernels, concurrent=True)
 
 
 def _runner(inner: Any) -> Callable[..., Tensor]:

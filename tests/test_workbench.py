@@ -1,0 +1,74 @@
+"""The workbench: outputs come in the order of the examples, from the session that is timed, made once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruning_bench import workbench
+from pruning_bench.cases import Case, parse_id
+from pruning_bench.datasets.contract import Dataset
+from pruning_bench.registry import RUNTIMES
+from pruning_bench.runtimes.contract import Session
+from pruning_bench.workbench import QUALITY_BATCH, Workbench
+
+CASE = parse_id("image_classifier-fashion_mnist/dense/eager")
+COUNT = 3 * QUALITY_BATCH + 5
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    """With few test images, and four cores to share them out to."""
+    monkeypatch.setattr(workbench, "cores", lambda: 4)
+    made = Workbench()
+    data: Dataset = made.dataset(CASE.dataset)
+    test = replace(data.test, images=data.test.images[:COUNT], labels=data.test.labels[:COUNT])
+    made._made["dataset", CASE.dataset] = replace(data, test=test)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before, "the number of threads is not as it was"
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_outputs_come_in_the_order_of_the_examples(bench: Workbench, runtime: str) -> None:
+    case = replace(CASE, runtime=runtime)
+    if reason := RUNTIMES[runtime].available():
+        pytest.skip(reason)
+    expected = bench.session(case).run(bench.dataset(case.dataset).test.inputs())
+    found = bench.logits(case)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4), f"off by {float((found - expected).abs().max())}"
+
+
+def test_outputs_are_those_of_the_session_that_is_timed_and_made_once(bench: Workbench) -> None:
+    case = replace(CASE, threads=2)
+    first = bench.logits(case)
+    assert bench.logits(replace(case, threads=1)) is first, "accuracy does not depend on threads"
+    keys = [key for key in bench._made if key[0] == "session"]
+    assert [key[-1] for key in keys] == [2], f"sessions {keys}, should be the one of two threads"
+
+
+@pytest.mark.parametrize(("concurrent", "most"), [(True, 4), (False, 1)])
+def test_only_sessions_that_allow_it_run_several_batches_at_once(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, concurrent: bool, most: int
+) -> None:
+    pools: list[int] = []
+    whole = workbench.ThreadPoolExecutor
+    monkeypatch.setattr(workbench, "ThreadPoolExecutor", lambda n, **rest: pools.append(n) or whole(n, **rest))
+
+    def session(case: Case) -> Session:
+        def run(*inputs: Tensor) -> Tensor:
+            return inputs[0].flatten(1)[:, :10]
+
+        return Session(run, bind=lambda *inputs: lambda: None, concurrent=concurrent)
+
+    monkeypatch.setattr(bench, "session", session)
+    bench.logits(CASE)
+    assert pools == [most], f"{pools} workers, should be {most}"
