@@ -249,7 +249,6 @@ def _agree(a: float, b: float) -> bool:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -6,13 +6,13 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning_bench.errors import UnavailableError
-from pruning_bench.graphs import export, module_path, operator
+from pruning_bench.errors import ModelError, UnavailableError, one_line
 from pruning_bench.runtimes.contract import Kernel, Session, runtime
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Eager:
         return Session(
             run,
             bind,
-            _kernels(compressed.model, example_inputs),
+            _kernels(model, tuple(value.to(device) for value in example_inputs)),
             timed=compressed.quant_plan is None,
             clock=time.perf_counter if device == "cpu" else _synchronized,
             concurrent=device == "cpu",
@@ -90,12 +90,38 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _kernels(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Kernel, ...]:
-    """The ATen operators that the module calls, with the type that they give."""
-    nodes = [node for node in export(model, example_inputs).graph.nodes if node.op == "call_function"]
-    kernels = []
-    for node in nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            kernels.append(Kernel(module_path(node), operator(node), str(value.dtype).removeprefix("torch.")))
-    return tuple(kernels)
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operators that run, each with the module whose forward calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels: list[Kernel] = []
+        self.inside = [""]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            name = f"{func.namespace}.{func.overloadpacket.__name__}"
+            self.kernels.append(Kernel(self.inside[-1], name, str(output.dtype).removeprefix("torch.")))
+        return output
+
+
+def _kernels(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Kernel, ...]:
+    """The ATen operators that one forward runs, in order, with the type that they give."""
+    recorder = _Recorder()
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: recorder.inside.append(path)))
+        hooks.append(module.register_forward_hook(lambda *_: (recorder.inside.pop(), None)[1]))
+    try:
+        with torch.inference_mode(), recorder:
+            model(*inputs)
+    except Exception as error:
+        found = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError("eager", found, "a model that runs on its example inputs", recorder.inside[-1]) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(recorder.kernels)

@@ -20,14 +20,6 @@ from pruning_bench.metrics.latency import Call, Clock, Samples, sample, slowed, 
 US = 1e-6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_collection() -> Iterator[None]:
-    """A full collection with torch loaded takes longer than all that is sampled here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda: 0)
-        yield
-
-
 @dataclass
 class Machine:
     """A clock and the log of what ran; every workload's seconds are times `speed()`.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import ExampleNet, example
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
@@ -59,8 +59,20 @@ def test_kernels_name_operators_and_layers() -> None:
     model = ExampleNet().eval()
     kernels = Eager().build(Made(model, model), (X[:1],)).kernels
     found = [(kernel.layer, kernel.operator, kernel.dtype) for kernel in kernels]
-    for expected in [("conv1", "aten.conv2d", "float32"), ("classifier", "aten.linear", "float32")]:
+    for expected in [
+        ("conv1", "aten.conv2d", "float32"),
+        ("classifier", "aten.linear", "float32"),
+        ("", "aten.add", "float32"),
+    ]:
         assert expected in found, f"{expected} is not among {found}"
+
+
+def test_a_model_that_does_not_run_is_named_with_its_layer_and_left_clean() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(7, 2)).eval()
+    with pytest.raises(ModelError, match=r"eager: RuntimeError: .* should be a model that runs .*\[1\]") as caught:
+        Eager().build(Made(model, model), (X[:1],))
+    assert "\n" not in str(caught.value), f"{caught.value} should be one line"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()), "hooks are left"
 
 
 def test_run_puts_the_threads_back() -> None:
