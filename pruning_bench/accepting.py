@@ -10,7 +10,7 @@ from pathlib import Path
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import Scope, refuse_run
 from pruning_bench.judging.acceptance import accept as merged
-from pruning_bench.judging.baseline import read_baseline, write_baseline
+from pruning_bench.judging.baseline import differences, read_baseline, write_baseline
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.controls import broken, reason_of
 from pruning_bench.judging.gate import runtime_of
@@ -101,9 +101,9 @@ def _measure(
     device = "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu"
     here = environment.of_suite(RUNTIMES, device)
     if here.key != run.environment.key:
-        raise RecordError(
-            "accept", "times of another machine or other versions", "accepted where they were measured", run.id
-        )
+        changed = "; ".join(differences(run.environment.must_match, here.must_match))
+        expected = "accepted where they were measured, with the run's own definitions (--import)"
+        raise RecordError("accept", f"times of another environment ({changed})", expected, run.id)
     for runtime in sorted({runtime_of(case_id) for case_id in case_ids}):
         if reason := RUNTIMES.ask(runtime, "available", device):
             raise RecordError("accept", reason, "available", runtime)

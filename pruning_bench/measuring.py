@@ -14,6 +14,7 @@ import torch
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
+from pruning_bench.errors import PluginError, PruningBenchError
 from pruning_bench.judging.controls import broken, same_holds, slower_holds
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import (
@@ -34,7 +35,7 @@ from pruning_bench.metrics.memory import peak_memory
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.records import Measurement
 from pruning_bench.registry import METRICS, RUNTIMES, STEPS
-from pruning_bench.runtimes.contract import Kernel
+from pruning_bench.runtimes.contract import Kernel, Session
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.workbench import Workbench
 
@@ -133,8 +134,10 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     policy = Policy()
     inputs = tuple(x.repeat(case.batch, *[1] * (x.dim() - 1)) for x in bench.example_inputs(case))
     session = bench.session(case)
+    if not session.timed:
+        raise PluginError(case.runtime, "a session that only simulates", "one that is timed, or `simulates_quantized`")
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    rivals = {rival.runtime: bench.session(rival) for rival in _rivals(case)}
+    rivals = {rival.runtime: rival_session for rival in _rivals(case) if (rival_session := _built(bench, rival))}
     others = {name: rival.bind(*inputs) for name, rival in rivals.items() if rival.clock is session.clock}
     if case == case.dense:
         others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
@@ -162,10 +165,13 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     error = bootstrap_error(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
     ran = kernel_detail(session.kernels, bench.compressed(case).quant_plan)
     how = {"pairs": len(taken.case), "settled": taken.settled, "stopped": taken.stopped}
+    relative = record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,), detail=how)
+    if case == case.dense:  # the same code on both sides: the twin judges that
+        relative = replace(relative, rule="shown")
     return [
         record("latency", _q10(taken.case), samples=taken.case, detail=ran),
         record("anchor_latency", _q10(taken.anchor), samples=taken.anchor),
-        record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,), detail=how),
+        relative,
         _strongest(record, case, taken),
         *controls,
         *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
@@ -195,6 +201,14 @@ def _rivals(case: Case) -> list[Case]:
     """The dense model on every other runtime that is here."""
     others = [replace(case.dense, runtime=name) for name in RUNTIMES if name != case.runtime]
     return [rival for rival in others if RUNTIMES[rival.runtime].available(case.device) is None]
+
+
+def _built(bench: Workbench, rival: Case) -> Session | None:
+    """The session of a rival; None where its runtime cannot build the dense model, which costs no other case."""
+    try:
+        return bench.session(rival)
+    except PruningBenchError:
+        return None
 
 
 def _enough(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]], bool]:

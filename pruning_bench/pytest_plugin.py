@@ -116,7 +116,8 @@ def _suite(config: pytest.Config) -> Suite:
             from pruning_bench.suite import Options, Suite
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
         with warnings_stay_warnings():
-            config.stash[STATE] = Suite(Options(results=results_folder(config), **chosen))
+            part = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "skip"))
+        config.stash[STATE] = Suite(Options(results=results_folder(config), part=part, **chosen))
     return config.stash[STATE]
 
 

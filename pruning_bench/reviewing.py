@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning_bench.errors import PruningBenchError, RecordError, UnknownNameError, closest
+from pruning_bench.errors import PruningBenchError, RecordError, UnknownNameError, closest, one_line
 from pruning_bench.judging.baseline import read_baseline
 from pruning_bench.judging.gate import Report, confirm, judge_run, runtime_of, suspects, undecided
 from pruning_bench.judging.history import find_run, run_path
@@ -78,8 +78,8 @@ def review_run(
             break
         try:
             fresh = [m for process in afresh(asked, policy.confirmation_processes) for m in process]
-        except PruningBenchError as problem:
-            failed = [Verdict(c, WHOLE_CASE, Outcome.ERROR, note=str(problem), fails=True) for c in asked]
+        except (PruningBenchError, OSError) as problem:
+            failed = [Verdict(c, WHOLE_CASE, Outcome.ERROR, note=one_line(problem), fails=True) for c in asked]
             report = dataclasses.replace(report, verdicts=(*failed, *report.verdicts))
             break
         again = dataclasses.replace(run, measurements=tuple(fresh))

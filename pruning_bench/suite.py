@@ -45,6 +45,7 @@ class Options:
     data: str | None = None
     checkpoints: str | None = None
     no_confirm: bool = False
+    part: bool = False  # pytest-benchmark's own options leave tests out
 
 
 class Replay:
@@ -98,6 +99,9 @@ class Suite:
         self.environment: Environment = environment.of_suite(RUNTIMES, options.device)
         folder = Path(options.data) if options.data else None
         self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints)
+        for model, dataset in chosen:  # what is missing or damaged is refused before anything runs
+            self.bench.dataset(dataset)
+            self.bench.dense(Case(model, dataset, "dense", "eager"))
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
         self.problems: list[str] = []
@@ -158,8 +162,8 @@ class Suite:
     def note(self, node_id: str, state: CaseState, reason: str) -> None:
         """Notes how the test of a case ended."""
         if node_id in self._items:
-            if state == "skipped" and self._items[node_id] not in self.unavailable:
-                state = "deselected"  # skipped by a mark or an option, not by its runtime
+            if state == "skipped" and self.options.part and self._items[node_id] not in self.unavailable:
+                state = "deselected"  # by pytest-benchmark's own options
             self._states[node_id] = (state, reason if state != "ran" else "")
 
     def reports_something(self) -> bool:

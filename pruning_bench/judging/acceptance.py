@@ -32,10 +32,9 @@ def accept(
 ) -> Baseline:
     """The baseline with the run's measurements in it; nothing is written.
 
-    Lines of other cases, metrics, profiles and environments stay as they are. Without `only`, lines of cases that
-    the run's profile no longer yields leave that profile, and go when it was their last; so do lines of metrics that
-    no benchmark measures any more. A line whose numbers are
-    the same as before keeps its reason.
+    Lines of other cases, metrics, profiles, environments and scopes stay as they are. Without `only`, lines of cases
+    that the run's profile no longer yields leave that profile, and go when it was their last; so do lines of metrics
+    that no benchmark measures any more. A line whose numbers are the same as before keeps its reason.
 
     Args:
         only: case ids; an id without a seed means all its seeds. None: every case of the run.
@@ -57,10 +56,11 @@ def accept(
     fresh = [_line(m, run, reason, cases.get(m.case_id), policy) for m in measured]
     for line in fresh:
         check_time(line, line.case_id)
-    gone = _gone(baseline, run, chosen, only is None)
-    portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), gone, run.profile)
+    gone: Keys = _gone(baseline, run, chosen, only is None)
+    leaving = {part: gone if scope in (part, "all") else set() for part in ("portable", "times")}
+    portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), leaving["portable"], run.profile)
     times = {
-        key: Times(other.must_match, _merged(other.lines, (), gone, run.profile))
+        key: Times(other.must_match, _merged(other.lines, (), leaving["times"], run.profile))
         for key, other in baseline.times.items()
     }
     if timed := [line for line in fresh if line.rule in TIMED]:

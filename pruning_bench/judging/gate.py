@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -114,11 +115,12 @@ def confirm(report: Report, fresh: Iterable[Measurement], baseline: Baseline) ->
     policy, parts = report.policy, tuple(fresh)
     again = _joined(parts)
     lines = baseline.own_times(report.environment)
+    drifts = _drifts(again.values(), lines)
     verdicts = [judge(control, None) for control in controls.broken(parts)]
     for verdict in report.verdicts:
         key = (verdict.case_id, verdict.metric)
         if verdict.outcome is Outcome.INCONCLUSIVE and key in again and key in lines:
-            verdicts.append(_confirmed(verdict, again[key], lines[key], policy))
+            verdicts.append(_confirmed(verdict, again[key], lines[key], policy, drifts.get(verdict.case_id, 0.0)))
         else:
             verdicts.append(verdict)
     return replace(report, verdicts=_sorted(_corrected(verdicts, policy)))
@@ -133,18 +135,19 @@ def _joined(parts: Iterable[Measurement]) -> dict[tuple[str, str], Measurement]:
     return joined
 
 
-def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: Policy) -> Verdict:
+def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: Policy, drift: float) -> Verdict:
     count = len(fresh.samples)
     if fresh.rule == "speed" and count < policy.confirmation_processes:
         return replace(first, note=f"{count} fresh processes, needs {policy.confirmation_processes} to say more")
-    second = judge(fresh, line, policy)
+    second = judge(fresh, line, policy, drift=drift)
     if not first.suspect:
         return suspected(second)
-    if second.outcome is Outcome.REGRESSED:
-        note = f"confirmed in {count} fresh processes" if count else "confirmed in fresh processes"
-        return replace(second, suspect=False, note=note)
-    outcome = Outcome.INCONCLUSIVE if second.outcome is Outcome.IMPROVED else second.outcome
-    note = second.note or "a first hit was not confirmed in fresh processes"
+    outcome, note = second.outcome, "a first hit was not confirmed in fresh processes"
+    if outcome is Outcome.REGRESSED:
+        note = f"confirmed in {count} fresh processes" if fresh.rule == "speed" else "confirmed in fresh processes"
+    elif outcome is Outcome.IMPROVED:
+        outcome = Outcome.INCONCLUSIVE
+    note = "; ".join(filter(None, (note, second.note)))
     return replace(second, outcome=outcome, suspect=False, note=note)
 
 
@@ -152,7 +155,7 @@ def suspected(verdict: Verdict) -> Verdict:
     """A time beyond its margin is no more than a suspicion until fresh processes say the same."""
     if not verdict.suspect:
         return verdict
-    note = "beyond the margin, to be confirmed in fresh processes"
+    note = "; ".join(filter(None, ("beyond the margin, to be confirmed in fresh processes", verdict.note)))
     return finished(replace(verdict, outcome=Outcome.INCONCLUSIVE, note=note))
 
 
@@ -224,19 +227,26 @@ def _absent(case_id: str, metric: str, note: str) -> Verdict:
 def _single(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:
     """Verdicts of all measurements that are judged one by one."""
     trained = _trained_groups(run, baseline)
+    drifts = _drifts(run.measurements, baseline.own_times(run.environment))
     verdicts = []
     for m in run.measurements:
         if m.rule == "shown" or (m.rule == "paired" and group_of(m.case_id)[0] in trained):
             continue
         lines = baseline.own_times(run.environment) if m.rule in TIMED else baseline.portable
         key = (m.case_id, m.metric)
-        verdict = suspected(judge(m, lines.get(key), policy))
+        verdict = suspected(judge(m, lines.get(key), policy, drift=drifts.get(m.case_id, 0.0)))
         foreign = baseline.foreign_times(run.environment, key) if verdict.outcome is Outcome.NEW else None
         if foreign is not None and m.rule in TIMED:
             changed = differences(foreign.must_match, run.environment.must_match)
             verdict = incomparable(verdict, f"measured elsewhere: {'; '.join(changed[:3])}")
         verdicts.append(verdict)
     return verdicts
+
+
+def _drifts(measurements: Iterable[Measurement], lines: Mapping[tuple[str, str], BaselineLine]) -> dict[str, float]:
+    """Case id -> log of the anchor's own time over that of the baseline: how unlike the machine's state is."""
+    known = {(m.case_id, m.metric): m.value for m in measurements if m.rule == "canary"}
+    return {key[0]: math.log(value / lines[key].value) for key, value in known.items() if value > 0 and key in lines}
 
 
 def _trained(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:

@@ -19,6 +19,8 @@ class Policy:
         spread_factor: the speed margin in standard deviations between processes, where that is more than the floor.
         min_processes: fresh processes behind an accepted time, at least.
         confirmation_processes: fresh processes behind a confirmed hit, at least.
+        drift_share: how much of a change of the anchor's own time a ratio may show, as a standard deviation: a machine
+            that is busier than at the baseline does not slow all code alike.
         promised_spread: up to this standard deviation between processes a slow-down of `promised_slowdown` is found.
         promised_slowdown: see above; relative change of time.
         canary: relative change of the anchor's own absolute time that counts as worse.
@@ -40,6 +42,7 @@ class Policy:
     spread_factor: float = 3.0
     min_processes: int = 5
     confirmation_processes: int = 3
+    drift_share: float = 0.5
     promised_spread: float = 0.015
     promised_slowdown: float = 0.15
     canary: float = 0.30

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from pruning_bench.errors import RecordError
 from pruning_bench.judging.baseline import BaselineLine
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
@@ -58,7 +59,10 @@ def judge_seeds(
     )
     flipped = []
     for seed, (measurement, line) in common.items():
-        vector = examples(measurement, line)
+        try:
+            vector = examples(measurement, line)
+        except RecordError as problem:
+            return finished(replace(verdict, outcome=Outcome.ERROR, note=str(problem)))
         if vector is None or (why := comparable(measurement, line)):
             return incomparable(verdict, f"seed {seed}: {NO_VECTORS if vector is None else why}")
         lost, gained = flips(*vector)

@@ -34,6 +34,7 @@ SEVERITY: tuple[Outcome, ...] = (  # worst first
 )
 ALWAYS_FAIL = frozenset({Outcome.INVALID, Outcome.ERROR, Outcome.REGRESSED, Outcome.MISSING})
 NO_VECTORS = "per-example vectors missing or of different length"
+CUT_MARGIN = 2.0  # how many times slower a time of too few pairs must be to count
 WHOLE_CASE = "case"  # the metric of a verdict about a case as a whole: MISSING, UNAVAILABLE, ERROR
 
 
@@ -79,13 +80,14 @@ class Verdict:
         return SEVERITY.index(self.outcome)
 
 
-def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = None) -> Verdict:
+def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = None, *, drift: float = 0.0) -> Verdict:
     """The verdict on one measurement, alone.
 
     Over a run, `gate.judge_run` adds Holm's correction, and holds a time REGRESSED only once it is confirmed.
 
     Args:
         then: a line that `now` may be compared with: for times, one of the same environment. None: NEW.
+        drift: log of the anchor's own time over that of the baseline, for speeds: how unlike the machine's state is.
     Raises:
         PruningBenchError: a measurement that is never judged (rule "shown").
     Example:
@@ -106,7 +108,8 @@ def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = N
     if why := comparable(now, then):
         return incomparable(verdict, why)
     try:
-        return finished(_RULES[now.rule](verdict, now, then, policy))
+        further = {"drift": drift} if now.rule == "speed" and drift else {}
+        return finished(_RULES[now.rule](verdict, now, then, policy, **further))
     except RecordError as problem:  # one damaged record must not cost the other verdicts, and must not pass either
         return finished(replace(verdict, outcome=Outcome.ERROR, note=str(problem)))
 
@@ -237,21 +240,29 @@ def too_few_pairs(now: Measurement, policy: Policy) -> str:
     return f"sampling ran out of time after {pairs} pairs, an interval needs {policy.min_pairs}"
 
 
-def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
-    """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown."""
+def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy, drift: float = 0.0) -> Verdict:
+    """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown.
+
+    A sample that was cut short says nothing unless it is slower by a factor: its error inside the process is not known.
+    Where the anchor itself is slower or faster than at the baseline, part of that may be in the ratio:
+
+        error^2 = error of the processes^2 + (drift_share * drift)^2
+    """
     if not now.samples:
         raise RecordError("judge", "a speed without samples", "one log ratio a process", now.case_id)
-    if why := too_few_pairs(now, policy):
-        return replace(verdict, outcome=Outcome.INCONCLUSIVE, n=len(now.samples), note=why)
+    cut = too_few_pairs(now, policy)
     sign = direction(now.better)
     estimate = process_difference(Processes.of(now.samples, now.errors), then.summary)
-    worse = Estimate(sign * estimate.value, estimate.error, estimate.freedom)
-    margin = speed_margin(then.spread, policy)
+    error = math.hypot(estimate.error, policy.drift_share * drift)
+    worse = Estimate(sign * estimate.value, error, estimate.freedom)
+    margin = max(speed_margin(then.spread, policy), math.log(CUT_MARGIN) if cut else 0.0)
     low, high = worse.interval(policy.confidence)
     outcome = (
         Outcome.REGRESSED if low > margin else Outcome.IMPROVED if high < -margin
         else Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
     )  # fmt: skip
+    if cut and outcome is not Outcome.REGRESSED:
+        return replace(verdict, outcome=Outcome.INCONCLUSIVE, n=len(now.samples), note=cut)
     ends = signed((low, high), now.better)
     smallest = smallest_effect(worse, margin, policy.confidence, policy.power)
     return replace(
@@ -263,8 +274,17 @@ def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Polic
         smallest_detectable=math.expm1(smallest),
         n=len(now.samples),
         p=worse.p_above(0.0),
+        note="; ".join(filter(None, (cut, _drifted(drift, policy)))),
         suspect=worse.value > margin,
     )
+
+
+def _drifted(drift: float, policy: Policy) -> str:
+    """A drift beyond the floor in words, "" for less."""
+    if abs(drift) <= math.log1p(policy.speed_floor):
+        return ""
+    word = "slower" if drift > 0 else "faster"
+    return f"the dense model itself is {abs(math.expm1(drift)):.0%} {word} than at the baseline"
 
 
 def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
@@ -276,7 +296,7 @@ def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Poli
     return replace(verdict, outcome=outcome, delta=change, margin=policy.canary, n=1, suspect=beyond)
 
 
-_RULES: dict[str, Callable[[Verdict, Measurement, BaselineLine, Policy], Verdict]] = {
+_RULES: dict[str, Callable[..., Verdict]] = {
     "exact": _exact,
     "paired": _paired,
     "speed": _speed,

@@ -40,7 +40,9 @@ def headline(report: Report) -> str:
         return "not judged: the run was interrupted"
     counts = ", ".join(f"{number} {outcome.value}" for outcome, number in report.counts.items())
     words = {0: "passed", 1: "FAILED", 6: "INVALID: a control failed, the machine was not fit to measure"}
-    return f"{words[report.exit_status]}: {counts or 'nothing to judge'}"
+    open_ = sum(v.suspect for v in report.verdicts)
+    hits = f", {open_} suspected slow-downs not confirmed in fresh processes" if open_ else ""
+    return f"{words[report.exit_status]}: {counts or 'nothing to judge'}{hits}"
 
 
 def false_alarms(report: Report) -> str:
@@ -59,6 +61,8 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
     if report.tested:
         lines.append(false_alarms(report))
+    if any(v.rule == "speed" for v in report.verdicts) and not any(v.rule == "control" for v in report.verdicts):
+        lines.append("no control was measured: nothing shows that the machine was fit; a dense case brings them")
     if not_reached := sum(case.state == "not_run" for case in run.cases):
         lines.append(f"stopped early: {not_reached} cases that were selected were not reached, nothing is said of them")
     if report.new_times:

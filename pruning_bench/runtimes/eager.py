@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pruning_bench.errors import ModelError, UnavailableError, one_line
 from pruning_bench.runtimes.contract import Kernel, Session, runtime
@@ -55,6 +57,8 @@ class Eager:
         if device != "cpu":
             model = copy.deepcopy(model).to(device)
 
+        kernels, stateless = _forward(model, tuple(value.to(device) for value in example_inputs))
+
         def run(*inputs: Tensor) -> Tensor:
             with _threads(threads), torch.inference_mode():
                 output: Tensor = model(*(value.to(device) for value in inputs))
@@ -68,10 +72,10 @@ class Eager:
         return Session(
             run,
             bind,
-            _kernels(model, tuple(value.to(device) for value in example_inputs)),
+            kernels,
             timed=compressed.quant_plan is None,
             clock=time.perf_counter if device == "cpu" else _synchronized,
-            concurrent=device == "cpu",
+            concurrent=device == "cpu" and stateless,
         )
 
 
@@ -91,37 +95,54 @@ def _threads(count: int) -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the operators that run, each with the module whose forward calls it."""
+    """Notes the operators that run, each with the module whose forward calls it.
 
-    def __init__(self) -> None:
+    Hooks on the modules themselves would switch the fast paths of torch's own transformer layers off.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
+        self.paths = {module: path for path, module in model.named_modules()}
         self.inside = [""]
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Keeps track of the module whose forward runs."""
+        hooks = (
+            register_module_forward_pre_hook(lambda module, _: self.inside.append(self.paths.get(module, "?"))),
+            register_module_forward_hook(lambda *_: (self.inside.pop(), None)[1]),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor):
+        first = next((value for value in tree_leaves(output) if isinstance(value, Tensor)), None)
+        if first is not None:
             name = f"{func.namespace}.{func.overloadpacket.__name__}"
-            self.kernels.append(Kernel(self.inside[-1], name, str(output.dtype).removeprefix("torch.")))
+            self.kernels.append(Kernel(self.inside[-1], name, str(first.dtype).removeprefix("torch.")))
         return output
 
 
-def _kernels(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Kernel, ...]:
-    """The ATen operators that one forward runs, in order, with the type that they give."""
-    recorder = _Recorder()
-    hooks = []
-    for path, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: recorder.inside.append(path)))
-        hooks.append(module.register_forward_hook(lambda *_: (recorder.inside.pop(), None)[1]))
+def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Kernel, ...], bool]:
+    """The ATen operators that one forward runs, with the type that they give; and whether it leaves all as it was."""
+    recorder, before = _Recorder(model), _state_of(model)
     try:
-        with torch.inference_mode(), recorder:
+        with torch.inference_mode(), recorder.following(), recorder:
             model(*inputs)
     except Exception as error:
         found = f"{type(error).__name__}: {one_line(error)}"
         raise ModelError("eager", found, "a model that runs on its example inputs", recorder.inside[-1]) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return tuple(recorder.kernels)
+    return tuple(recorder.kernels), _state_of(model) == before
+
+
+def _state_of(model: nn.Module) -> list[tuple[object, ...]]:
+    """What a forward may change: attributes of the modules by identity, buffers by their version."""
+    attributes = [(path, name, id(value)) for path, m in model.named_modules() for name, value in vars(m).items()]
+    return [*attributes, *((name, id(value), value._version) for name, value in model.named_buffers())]

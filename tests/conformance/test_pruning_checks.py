@@ -222,6 +222,17 @@ METHOD_MUTANTS: list[tuple[str, Planner, PruningTags]] = [
 ]
 
 
+@pytest.mark.parametrize(("said", "done"), [("layer", "global"), ("global", "layer")])
+def test_counts_are_those_of_the_scope_that_the_method_says(said: Any, done: Any) -> None:
+    @dataclass(frozen=True)
+    class Scoped(Mutant):
+        scope: str = said
+
+    liar = Scoped(lambda model, level, context: Magnitude(scope=done).plan(model, level, context))
+    with pytest.raises(AssertionError, match="should be"):
+        dict(checks_for(liar))["counts"](liar)
+
+
 @pytest.mark.parametrize(
     ("check", "planner", "tags"), METHOD_MUTANTS, ids=[f"{check}-{plan.__name__}" for check, plan, _ in METHOD_MUTANTS]
 )

@@ -127,10 +127,9 @@ def test_cases_that_left_the_grid_leave_their_profile_and_no_other(kept, profile
     after = lines_of(accept(both, make_run(sorted(kept), profile=profile), reason="smaller grid", scope=scope))
     for key, line in lines_of(both).items():
         case = key[1]
-        expected = set(line.profiles) - ({profile} if case not in kept else set())
-        expected |= (
-            {profile} if case in kept and (scope == "all" or (scope == "portable") == (key[0] == "portable")) else set()
-        )
+        in_scope = scope == "all" or (scope == "portable") == (key[0] == "portable")
+        changed = {profile} if in_scope else set()
+        expected = set(line.profiles) | changed if case in kept else set(line.profiles) - changed
         found = set(after[key].profiles) if key in after else set()
         assert found == expected, f"{key} of {line.profiles}: now {found}, should be {expected}"
 

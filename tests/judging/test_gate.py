@@ -199,12 +199,23 @@ def check_only_fresh_samples_confirm(judge_run, confirm):
     expect(faster, 0, (B, "relative_time", "INCONCLUSIVE"))
 
 
+def check_the_machines_state_counts(judge_run, confirm):
+    """The anchor's own time says how far a ratio can be compared; of the fresh processes theirs counts."""
+    busy = judge_run(make_run(changed(B, slow=0.15, anchor=1.25)), BASELINE)
+    still = confirm(busy, measured(B, slow=0.15, processes=3, anchor=1.25), BASELINE)
+    expect(still, 0, (B, "relative_time", "INCONCLUSIVE"))
+    expect(confirm(busy, measured(B, slow=0.15, processes=3), BASELINE), 1, (B, "relative_time", "REGRESSED"))
+    expect(judge_run(make_run(changed(B, slow=-0.15, anchor=1.25)), BASELINE), 0, (B, "relative_time", "INCONCLUSIVE"))
+    expect(judge_run(make_run(changed(B, slow=-0.15)), BASELINE), 0, (B, "relative_time", "IMPROVED"))
+
+
 def check_canary_is_confirmed(judge_run, confirm):
     first = judge_run(make_run(changed(B, anchor=1.5)), BASELINE)
-    expect(first, 0, (B, "anchor_latency", "INCONCLUSIVE"))
-    expect(confirm(first, measured(B, anchor=1.5), BASELINE), 1, (B, "anchor_latency", "REGRESSED"))
+    drifted = (B, "relative_time", "INCONCLUSIVE")
+    expect(first, 0, (B, "anchor_latency", "INCONCLUSIVE"), drifted)
+    expect(confirm(first, measured(B, anchor=1.5), BASELINE), 1, (B, "anchor_latency", "REGRESSED"), drifted)
     fresh = (*measured(B, anchor=1.1), *measured(B, anchor=1.9))
-    expect(confirm(first, fresh, BASELINE), 0)
+    expect(confirm(first, fresh, BASELINE), 0, drifted)
 
 
 def check_fresh_controls_count(judge_run, confirm):
@@ -350,6 +361,7 @@ MUTANTS = {
         _patched("_confirmed", lambda v, *a: gate.finished(replace(v, outcome=Outcome.REGRESSED, suspect=False))),
         check_only_fresh_samples_confirm,
     ),
+    "the machine's state ignored": (_patched("_drifts", lambda *a: {}), check_the_machines_state_counts),
     "canary of the last process": (_confirm_wrapped(_canary_last), check_canary_is_confirmed),
     "fresh controls ignored": (
         _confirm_wrapped(lambda r, f, b: confirm(r, [m for m in f if m.rule != "control"], b)),

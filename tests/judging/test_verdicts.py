@@ -167,6 +167,28 @@ def check_a_cut_sample_is_not_judged(judge):
     expect(judge(whole, speed_line(spread=0.002)), Outcome.REGRESSED)
 
 
+def check_a_cut_sample_counts_when_it_is_slower_by_a_factor(judge):
+    line = speed_line(spread=0.002)
+    few = {"detail": {"pairs": 9}}
+    expect(judge(replace(speed(0.6), **few), line), Outcome.INCONCLUSIVE, suspect=False)
+    expect(judge(replace(speed(-0.9), **few), line), Outcome.INCONCLUSIVE, suspect=False)
+    expect(judge(replace(speed(5.0), **few), line), Outcome.REGRESSED, suspect=True)
+
+
+def check_drift_widens(judge):
+    """What a busier machine may do to a ratio is neither a regression nor a gain; more than that still is."""
+    line = speed_line(spread=0.002)
+    for drift in (0.14, -0.14):
+        for change in (0.07, -0.07):
+            verdict = judge(speed(change), line, drift=drift)
+            expect(verdict, Outcome.INCONCLUSIVE, suspect=change > 0)
+            assert "than at the baseline" in verdict.note, verdict.note
+        expect(judge(speed(0.0), line, drift=drift), Outcome.INCONCLUSIVE)
+        expect(judge(speed(0.5), line, drift=drift), Outcome.REGRESSED)
+    expect(judge(speed(0.15), line, drift=0.02), Outcome.REGRESSED, suspect=True)
+    expect(judge(speed(0.0), line, drift=0.005), Outcome.PASS, note="")
+
+
 def check_canary(judge):
     now = Measurement("case", "anchor_latency", 1.0, "s", "lower", "canary")
     line = line_of(now)
@@ -215,7 +237,7 @@ def _patched(name, replacement):
 
 
 def _wrapped(change):
-    return lambda patch: lambda now, then, policy=None: change(now, then)
+    return lambda patch: lambda now, then, policy=None, **how: change(now, then, **how)
 
 
 def _rule(name, change):
@@ -271,6 +293,17 @@ MUTANTS = {
     "better ignored on bytes": (_patched("direction", lambda better: 1), check_exact),
     "fingerprint ignored": (_patched("comparable", lambda now, then: ""), check_fingerprint),
     "incomparable never fails": (_patched("PORTABLE", ()), check_fingerprint),
+    "cut samples never count": (
+        _rule("speed", lambda real, v, now, then, p: replace(
+            real(v, now, then, p), **({"outcome": Outcome.INCONCLUSIVE} if now.detail else {}))),
+        check_a_cut_sample_counts_when_it_is_slower_by_a_factor,
+    ),
+    "drift ignored": (
+        _wrapped(lambda now, then, drift: judge(now, then)), check_drift_widens,
+    ),
+    "drift excuses everything": (
+        _wrapped(lambda now, then, drift: judge(now, then, drift=9 * drift)), check_drift_widens,
+    ),
     "canary dropped": (_rule("canary", lambda real, v, now, then, p: replace(v, outcome=Outcome.PASS)), check_canary),
     "a silent control holds": (
         _wrapped(lambda now, then: judge(replace(now, detail={"holds": True, **now.detail}), then)),

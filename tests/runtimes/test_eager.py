@@ -75,6 +75,38 @@ def test_a_model_that_does_not_run_is_named_with_its_layer_and_left_clean() -> N
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()), "hooks are left"
 
 
+class Remembers(nn.Module):
+    """Keeps something from one forward to the next, by an attribute or in a buffer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.last = how, torch.zeros(())
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "attribute":
+            self.last = x
+        elif self.how == "buffer":
+            self.seen += 1
+        return x + self.last.mean()
+
+
+@pytest.mark.parametrize(("how", "concurrent"), [("nothing", True), ("attribute", False), ("buffer", False)])
+def test_only_models_that_keep_nothing_may_run_several_batches_at_once(how: str, concurrent: bool) -> None:
+    model = nn.Sequential(Remembers(how)).eval()
+    session = Eager().build(Made(model, model), (X[:1],))
+    assert session.concurrent == concurrent, f"{how} kept, concurrent {session.concurrent}"
+
+
+def test_listing_leaves_fast_paths_on_and_sees_operators_with_several_outputs() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    kernels = Eager().build(Made(layer, layer), (torch.zeros(1, 3, 8),)).kernels
+    assert [kernel.operator for kernel in kernels] == ["aten._transformer_encoder_layer_fwd"], f"{kernels}"
+    several = nn.Sequential(nn.MaxPool2d(2, return_indices=True)).eval()
+    kernels = Eager().build(Made(several, several), (X[:1],)).kernels
+    assert ("0", "float32") in [(kernel.layer, kernel.dtype) for kernel in kernels], f"{kernels}"
+
+
 def test_run_puts_the_threads_back() -> None:
     model, before = ExampleNet().eval(), torch.get_num_threads()
     seen = []

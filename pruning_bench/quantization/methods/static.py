@@ -28,8 +28,8 @@ LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of prod
 class Static:
     """`static:w8a8`: symmetric weights, asymmetric unsigned activations, ranges frozen at calibration.
 
-    Weights have codes in -127..127 (w8). On x86 without VNNI instructions 8-bit kernels add two products of unsigned
-    and signed codes in 16 bits and saturate; there use `static:w7a8`, which fits and runs on the same kernels.
+    Weights have codes in -127..127 (w8). On x86 without VNNI instructions the fastest 8-bit kernels add two products
+    of unsigned and signed codes in 16 bits: `static:w7a8` fits there, `static:w8a8` takes slower kernels.
 
     Args:
         granularity: of the weights: one scale per output channel, or one per tensor.
