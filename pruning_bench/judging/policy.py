@@ -19,8 +19,8 @@ class Policy:
         spread_factor: the speed margin in standard deviations between processes, where that is more than the floor.
         min_processes: fresh processes behind an accepted time, at least.
         confirmation_processes: fresh processes behind a confirmed hit, at least.
-        drift_share: how much of a change of the anchor's own time a ratio may show, as a standard deviation: a machine
-            that is busier than at the baseline does not slow all code alike.
+        drift_share: how much of a change of the anchor's own time beyond the floor a ratio may show, as a standard
+            deviation: a machine that is busier than at the baseline does not slow all code alike.
         promised_spread: up to this standard deviation between processes a slow-down of `promised_slowdown` is found.
         promised_slowdown: see above; relative change of time.
         canary: relative change of the anchor's own absolute time that counts as worse.

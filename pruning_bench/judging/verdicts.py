@@ -244,17 +244,16 @@ def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Polic
     """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown.
 
     A sample that was cut short says nothing unless it is slower by a factor: its error inside the process is not known.
-    Where the anchor itself is slower or faster than at the baseline, part of that may be in the ratio:
-
-        error^2 = error of the processes^2 + (drift_share * drift)^2
+    Where the anchor itself is slower or faster than at the baseline by more than the floor, part of what is beyond may
+    be in the ratio; see `drifted`.
     """
     if not now.samples:
         raise RecordError("judge", "a speed without samples", "one log ratio a process", now.case_id)
     cut = too_few_pairs(now, policy)
     sign = direction(now.better)
     estimate = process_difference(Processes.of(now.samples, now.errors), then.summary)
-    error = math.hypot(estimate.error, policy.drift_share * drift)
-    worse = Estimate(sign * estimate.value, error, estimate.freedom)
+    estimate = drifted(estimate, drift, policy)
+    worse = replace(estimate, value=sign * estimate.value)
     margin = max(speed_margin(then.spread, policy), math.log(CUT_MARGIN) if cut else 0.0)
     low, high = worse.interval(policy.confidence)
     outcome = (
@@ -274,12 +273,32 @@ def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Polic
         smallest_detectable=math.expm1(smallest),
         n=len(now.samples),
         p=worse.p_above(0.0),
-        note="; ".join(filter(None, (cut, _drifted(drift, policy)))),
+        note="; ".join(filter(None, (cut, _in_words(drift, policy)))),
         suspect=worse.value > margin,
     )
 
 
-def _drifted(drift: float, policy: Policy) -> str:
+def drifted(estimate: Estimate, drift: float, policy: Policy) -> Estimate:
+    """An estimate with the error that the machine's state may add, a normal one (Welch-Satterthwaite):
+
+        error^2 = own error^2 + (drift_share * max(0, |drift| - log(1 + floor)))^2
+        freedom = own freedom * (error / own error)^4
+
+    Example:
+        >>> drifted(Estimate(0.0, 0.01, 4), 0.02, Policy())
+        Estimate(value=0.0, error=0.01, freedom=4)
+        >>> drifted(Estimate(0.0, 0.01, 4), 0.2, Policy()).interval(0.98)[1] < 0.25
+        True
+    """
+    added = policy.drift_share * (abs(drift) - math.log1p(policy.speed_floor))
+    if added <= 0:
+        return estimate
+    error = math.hypot(estimate.error, added)
+    freedom = estimate.freedom * (error / estimate.error) ** 4 if estimate.error else math.inf
+    return replace(estimate, error=error, freedom=freedom)
+
+
+def _in_words(drift: float, policy: Policy) -> str:
     """A drift beyond the floor in words, "" for less."""
     if abs(drift) <= math.log1p(policy.speed_floor):
         return ""
