@@ -56,10 +56,10 @@ def accept(
 def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None, checkpoints: Path | None) -> Run:
     """The run with each chosen speed and canary measured in enough fresh processes."""
     policy = Policy()
-    timed = [m for m in run.measurements if m.rule == "speed" and _is_chosen(m.case_id, only)]
-    short = sorted({m.case_id for m in timed if len(m.samples) < policy.min_processes})
-    if not short:
+    chosen = [m for m in run.measurements if _is_chosen(m.case_id, only)]
+    if all(len(m.samples) >= policy.min_processes for m in chosen if m.rule == "speed"):
         return run
+    short = sorted({m.case_id for m in chosen if m.rule == "canary"})  # the dense ones too: they bring the controls
     fresh = _measure(run, short, policy, data, checkpoints)
     fresh = [m for m in fresh if m.rule in ("speed", "canary", "control")]
     if bad := broken(fresh):

@@ -115,9 +115,9 @@ def _suite(config: pytest.Config) -> Suite:
         with warnings_stay_warnings():
             from pruning_bench.suite import Options, Suite
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
+        part = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "skip"))
         with warnings_stay_warnings():
-            part = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "skip"))
-        config.stash[STATE] = Suite(Options(results=results_folder(config), part=part, **chosen))
+            config.stash[STATE] = Suite(Options(results=results_folder(config), part=part, **chosen))
     return config.stash[STATE]
 
 

@@ -240,7 +240,8 @@ class Suite:
 
     def _measure_afresh(self, case_ids: list[str], processes: int) -> list[list[Measurement]]:
         self._rounds += 1
-        return measure_afresh(self.bench, case_ids, processes, seed=1000 * self._rounds)
+        dense = [str(parse_id(case_id).dense) for case_id in case_ids]  # they bring the controls
+        return measure_afresh(self.bench, list(dict.fromkeys([*dense, *case_ids])), processes, seed=1000 * self._rounds)
 
     def summary(self) -> list[str]:
         """Lines for the terminal."""

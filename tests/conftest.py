@@ -1,8 +1,11 @@
 """Shared by all tests: one thread, since small tensors gain nothing from more and busy machines lose much by them."""
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None)  # how long an example takes is nobody's property
+settings.load_profile("suite")
 
 # Definitions for suites of their own; importing them here would register them.
 collect_ignore = ["toy_suite", "planted_suite"]

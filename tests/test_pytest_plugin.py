@@ -187,8 +187,10 @@ def test_a_slow_down_within_the_margin_passes(accepted: Toy) -> None:
 
 def test_an_unconfirmed_slow_down_does_not_fail(accepted: Toy) -> None:
     """The mutant of the confirmation: fresh processes that see nothing must clear the suspicion."""
+    asked: list[str] = []
 
     def innocent(bench: Any, case_ids: Any, count: int, *, seed: int = 0, progress: Any = None) -> Any:
+        asked.extend(case_ids)
         accepted.monkeypatch.setenv("PLANTED_SLOW", "0")
         bench._made = {k: v for k, v in bench._made.items() if k[0] != "session"}
         return in_this_process(bench, case_ids, count, seed=seed)
@@ -198,6 +200,7 @@ def test_an_unconfirmed_slow_down_does_not_fail(accepted: Toy) -> None:
     result = accepted.run()
     assert result.ret == 0, result.stdout.str()
     assert accepted.outcome(PLANTED, "relative_time") == "PASS", accepted.outcome(PLANTED, "relative_time")
+    assert asked == [DENSE, PLANTED], f"{asked} measured again, should be the suspect and what brings its controls"
 
 
 def test_a_removed_case_is_missing(accepted: Toy) -> None:
@@ -385,6 +388,7 @@ def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
         (["--pb-recipe=magnitude:0.5,,"], "^"),
         (["--pb-threads=0"], ">= 1"),
         (["--pb-checkpoints=nowhere"], "nowhere"),
+        (["--pb-data=nowhere"], "nowhere"),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )
@@ -394,6 +398,39 @@ def test_wrong_options_are_usage_errors(toy: Toy, arguments: list[str], says: st
     assert result.ret == 4, text
     assert says in text, text
     assert "Traceback" not in text, text
+    assert not list((toy.results / "runs").glob("*.jsonl")), "a run was recorded"
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_runs(toy: Toy) -> None:
+    path = toy.pytester.path / "trained" / "toy-pixels.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    result = toy.run()
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    assert "toy-pixels.safetensors" in text, text
+    assert not list((toy.results / "runs").glob("*.jsonl")), "a run was recorded"
+
+
+def test_a_skip_mark_hides_no_family(accepted: Toy) -> None:
+    file = accepted.pytester.path / "benchmarks" / "test_latency.py"
+    file.write_text(file.read_text() + "\nimport pytest\n\npytestmark = pytest.mark.skip(reason='too noisy today')\n")
+    accepted.run()
+    assert accepted.outcome(PLANTED, "case") == "UNAVAILABLE"
+    notes = {v["note"] for v in accepted.report()["verdicts"] if v["outcome"] == "UNAVAILABLE"}
+    assert any("too noisy today" in note for note in notes), f"{notes}"
+
+
+def test_a_run_without_controls_says_so(accepted: Toy) -> None:
+    words = "*no control was measured*"
+    accepted.run("-k", "planted").stdout.fnmatch_lines([words])
+    accepted.run().stdout.no_fnmatch_line(words)
+
+
+def test_suspects_that_nobody_confirmed_are_in_the_headline(accepted: Toy) -> None:
+    accepted.monkeypatch.setenv("PLANTED_SLOW", "0.15")
+    result = accepted.run("--pb-no-confirm")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["passed: *1 suspected slow-downs not confirmed in fresh processes*"])
 
 
 FAKE_XDIST = """

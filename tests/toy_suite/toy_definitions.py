@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruning_bench import pruning_method, reference_dataset, reference_model, runtime
 from pruning_bench.datasets.contract import Dataset, Split
+from pruning_bench.errors import DataError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.runtimes.contract import Session
 
@@ -53,6 +54,8 @@ def split(count: int, seed: int) -> Split:
 @reference_dataset
 def pixels(folder: Path | None = None, *, full: bool = False) -> Dataset:
     """Ten classes, one bright pixel each."""
+    if folder is not None and not folder.is_dir():
+        raise DataError("pixels", "no such folder", "a folder of pixels", str(folder))
     parts = [split(count, seed) for seed, count in enumerate((256, 256, 10000))]
     return Dataset("pixels", tuple("0123456789"), *parts, digest="pixels-1", source="made")
 
