@@ -17,7 +17,8 @@ from pruning_bench.records import Environment, Measurement, Run, write_run
 def test_policy_is_what_the_documents_promise():
     promised = {
         "confidence": 0.98, "power": 0.9, "speed_floor": 0.03, "spread_factor": 3.0, "min_processes": 5,
-        "confirmation_processes": 3, "drift_share": 0.5, "promised_spread": 0.015, "promised_slowdown": 0.15, "canary": 0.3,
+        "confirmation_processes": 3, "drift_share": 0.5, "promised_spread": 0.015,
+        "promised_slowdown": 0.15, "canary": 0.3,
         "accuracy_p": 0.01, "accuracy_margin": 0.002, "collapse_margin": 0.03, "min_seeds": 5, "min_pairs": 60,
         "max_pairs": 120, "bootstrap_draws": 1000,
     }  # fmt: skip
