@@ -59,7 +59,7 @@ def never_reset(call: Callable[[], object]) -> Peak:
 @pytest.mark.parametrize("mutant", [after_the_call, never_reset])
 def test_growth_rejects(mutant: Callable[[Callable[[], object]], Peak]) -> None:
     with pytest.raises(AssertionError):
-        check_growth(mutant, 48 * MIB)
+        check_growth(mutant, 192 * MIB)  # more than anything else in the process takes or gives back meanwhile
 
 
 @only_linux
