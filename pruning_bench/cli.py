@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_bench import __version__
-from pruning_bench.errors import PruningBenchError, UnknownNameError, closest
+from pruning_bench.errors import PruningBenchError, UnknownNameError, closest, one_line
 
 BAD_INPUT = 2
 DATASET = "fashion_mnist"  # the one whose trained models ship
@@ -30,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pruning-bench: {problem}", file=sys.stderr)
         return BAD_INPUT
     except OSError as problem:
-        where = f" [{problem.filename}]" if problem.filename else ""
-        print(f"pruning-bench: {problem.strerror or problem}{where}", file=sys.stderr)
+        print(f"pruning-bench: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("pruning-bench: interrupted; no file is half written", file=sys.stderr)

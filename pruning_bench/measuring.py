@@ -35,7 +35,7 @@ from pruning_bench.metrics.memory import peak_memory
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.records import Measurement
 from pruning_bench.registry import METRICS, RUNTIMES, STEPS
-from pruning_bench.runtimes.contract import Kernel, Session
+from pruning_bench.runtimes.contract import Kernel, Session, torch_threads
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.workbench import Workbench
 
@@ -123,11 +123,8 @@ def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Meas
     The anchor is the dense model on the same runtime. The dense models on the other runtimes run along, so that the
     ratio to the strongest of them comes from the same blocks; a dense case is its own anchor and takes the controls.
     """
-    threads = torch.get_num_threads()  # runtimes set the process's for the time of the measurement
-    try:
+    with torch_threads(case.threads):  # runtimes set the process's for the time of the measurement
         return _time(bench, case, seed)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:

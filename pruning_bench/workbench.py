@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,23 +20,12 @@ from pruning_bench.errors import UnavailableError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
 from pruning_bench.quantization import lower
 from pruning_bench.registry import RUNTIMES
-from pruning_bench.runtimes.contract import Session
+from pruning_bench.runtimes.contract import Session, torch_threads
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 QUALITY_BATCH = 32  # activations that stay in cache: nearly twice as fast as 256 on the small models
 T = TypeVar("T")
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch's operators meanwhile; timing leaves it with as many as its case has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

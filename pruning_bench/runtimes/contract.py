@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from pruning_bench.registry import RUNTIMES
@@ -68,6 +70,17 @@ class Runtime(Protocol):
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
     ) -> Session:
         """A session of the model; raises `UnavailableError` where it cannot run, `ModelError` if it cannot be built."""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operators meanwhile, and as many as before afterwards, whatever was set inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def runtime(cls: C) -> C:

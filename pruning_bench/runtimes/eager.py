@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruning_bench.errors import ModelError, UnavailableError, one_line
-from pruning_bench.runtimes.contract import Kernel, Session, runtime
+from pruning_bench.runtimes.contract import Kernel, Session, runtime, torch_threads
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
@@ -60,7 +60,7 @@ class Eager:
         kernels, stateless = _forward(model, tuple(value.to(device) for value in example_inputs))
 
         def run(*inputs: Tensor) -> Tensor:
-            with _threads(threads), torch.inference_mode():
+            with torch_threads(threads), torch.inference_mode():
                 output: Tensor = model(*(value.to(device) for value in inputs))
                 return output.cpu()
 
@@ -82,16 +82,6 @@ class Eager:
 def _synchronized() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
