@@ -87,6 +87,7 @@ def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
         ),
         record("top5", accuracy.top5(logits, labels)),
         record("loss", accuracy.cross_entropy(logits, labels)),
+        record("calibration_error", accuracy.calibration_error(logits, labels)),
         record("agreement", accuracy.agreement(logits, dense)),
         record("flips", flipped.count, detail={"worse": flipped.right_to_wrong, "better": flipped.wrong_to_right}),
     ]
@@ -285,7 +286,8 @@ def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Meas
 
 
 def _quality_due(case: Case) -> tuple[str, ...]:
-    shared = ("top1", "top5", "loss", "agreement", "flips", *(name for name in METRICS if METRICS[name].compute))
+    taken = ("top1", "top5", "loss", "calibration_error", "agreement", "flips")
+    shared = (*taken, *(name for name in METRICS if METRICS[name].compute))
     return (
         shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
     )

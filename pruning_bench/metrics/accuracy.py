@@ -16,6 +16,7 @@ from torch.nn import functional
 from pruning_bench.errors import DataError
 
 NO_PREDICTION = -1
+CALIBRATION_BINS = 15  # as in Guo et al., so that numbers compare with published ones
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -71,7 +72,9 @@ def top5(logits: Tensor, labels: Tensor) -> float:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    """Mean of `log sum_c exp(z_c) - z_y` over the examples, in nats, computed in float64; NaN if any logit is NaN.
+    """Mean negative log-likelihood (NLL) of the labels, in nats, computed in float64; NaN if any logit is NaN.
+
+    `-log softmax(z)_y = log sum_c exp(z_c) - z_y`, averaged over the examples.
 
     Example:
         >>> round(cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 2])), 6)  # log 4
@@ -79,6 +82,35 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> float:
     """
     _check(logits, labels)
     return functional.cross_entropy(logits.double(), labels).item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Expected calibration error (ECE): how far confidence and accuracy are apart; in [0, 1], 0 is best.
+
+    `ECE = sum_b n_b / N * |accuracy_b - confidence_b|` over 15 bins of equal width: bin b holds the n_b examples whose
+    confidence, `max_c softmax(z)_c`, is in (b / 15, (b + 1) / 15]; accuracy_b is the share of them predicted right,
+    confidence_b their mean confidence. Computed in float64; NaN if any logit is NaN.
+
+    Reference: Naeini et al., Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015; with the
+    prediction's confidence as in Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N], in [0, C).
+    Raises:
+        DataError: shapes that do not fit, or a label outside [0, C).
+
+    Example:
+        >>> z = torch.tensor([[3.0, 1.0], [3.0, 1.0]]).log()  # 75 % sure, and right half of the time
+        >>> round(calibration_error(z, torch.tensor([0, 1])), 6)
+        0.25
+    """
+    right = correct(logits, labels).double()
+    confidence = logits.double().softmax(1).amax(1)
+    bins = (confidence.nan_to_num(1.0) * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
+    # n_b * |accuracy_b - confidence_b| is the size of the sum of the differences in a bin.
+    gaps = torch.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return (gaps.abs().sum() / len(labels)).item()
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
@@ -113,6 +145,7 @@ class Scores:
     """All of the above for one model; see the functions of the same names.
 
     Args:
+        loss: `cross_entropy`, the NLL.
         correct: bool [N], by top-1.
         confusion: int64 [C, C].
         per_class: accuracy of each class, None for a class without examples.
@@ -121,6 +154,7 @@ class Scores:
     top1: float
     top5: float
     loss: float
+    calibration_error: float
     correct: Tensor
     confusion: Tensor
     per_class: tuple[float | None, ...]
@@ -132,6 +166,7 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         top1=top1(logits, labels),
         top5=top5(logits, labels),
         loss=cross_entropy(logits, labels),
+        calibration_error=calibration_error(logits, labels),
         correct=correct(logits, labels),
         confusion=confusion_matrix(logits, labels),
         per_class=per_class_accuracy(logits, labels),

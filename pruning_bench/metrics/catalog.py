@@ -7,7 +7,8 @@ from pruning_bench.metrics.contract import Metric, register
 SUITE = (
     Metric("top1", "1", "higher", "paired", 1, "share of test examples predicted right"),
     Metric("top5", "1", "higher", "shown", 1, "share of test examples with the label among the five highest logits"),
-    Metric("loss", "1", "lower", "shown", 1, "mean cross-entropy on the test examples, in nats"),
+    Metric("loss", "1", "lower", "shown", 1, "mean negative log-likelihood (NLL) of the test labels, in nats"),
+    Metric("calibration_error", "1", "lower", "shown", 1, "expected calibration error (ECE) of the test predictions"),
     Metric("agreement", "1", "higher", "shown", 1, "share of test predictions equal to the dense model's"),
     Metric("flips", "count", "lower", "shown", 1, "test predictions that differ from the dense model's"),
     Metric("agreement_simulation", "1", "higher", "shown", 1, "share of test predictions equal to the simulation's"),

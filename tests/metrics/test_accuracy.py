@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -126,6 +126,133 @@ def test_loss_is_the_definition(data: tuple[Tensor, Tensor]) -> None:
 def test_loss_of_nan_is_nan() -> None:
     loss = accuracy.cross_entropy(torch.tensor([[NAN, 0.0]]), torch.tensor([1]))
     assert math.isnan(loss), f"loss {loss}, should be NaN, which no record takes"
+
+
+def sure(confidences: list[float]) -> Tensor:
+    """Two-class logits whose softmax gives class 0 these confidences, each at least 1/2."""
+    p = torch.tensor(confidences, dtype=torch.float64)
+    return torch.stack([p, 1 - p], 1).log()
+
+
+def binned(logits: Tensor, labels: Tensor) -> float:
+    """The definition, bin by bin and example by example."""
+    bins: dict[int, list[tuple[bool, float]]] = {}
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        best = max(row)
+        confidence = 1 / math.fsum(math.exp(z - best) for z in row)
+        bins.setdefault(math.ceil(15 * confidence), []).append((predicted(row) == label, confidence))
+    gaps = []
+    for members in bins.values():
+        right, confidences = zip(*members, strict=True)
+        gaps.append(len(members) * abs(sum(right) / len(members) - math.fsum(confidences) / len(members)))
+    return math.fsum(gaps) / len(labels)
+
+
+def check_calibration_error(error: Callable[[Tensor, Tensor], float], logits: Tensor, labels: Tensor) -> None:
+    found, expected = error(logits, labels), binned(logits, labels)
+    assert found == pytest.approx(expected, abs=1e-9), (
+        f"ECE {found}, should be {expected} for {logits.tolist()}, {labels.tolist()}"
+    )
+
+
+@settings(deadline=None)
+@given(labelled(element=st.floats(-9, 9, width=32)))
+def test_calibration_error_is_the_definition(data: tuple[Tensor, Tensor]) -> None:
+    logits, labels = data
+    places = logits.double().softmax(1).amax(1) * 15
+    assume(bool(((places - places.round()).abs() > 1e-6).all()))  # at the edge of a bin a rounding error may decide
+    check_calibration_error(accuracy.calibration_error, logits, labels)
+
+
+@settings(deadline=None)
+@given(labelled(element=st.floats(-80, 80, width=32)), st.randoms(use_true_random=False))
+def test_calibration_error_is_a_share_that_no_order_changes(data: tuple[Tensor, Tensor], chance: Any) -> None:
+    logits, labels = data
+    found = accuracy.calibration_error(logits, labels)
+    assert 0 <= found <= 1 + 1e-12, f"ECE {found}, should be in [0, 1]"
+    order = list(range(len(labels)))
+    chance.shuffle(order)
+    again = accuracy.calibration_error(logits[order], labels[order])
+    assert again == pytest.approx(found, abs=1e-12), f"ECE {again} in the order {order}, should be {found}"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(5, 10), min_size=1, max_size=6, unique=True))
+def test_a_calibrated_model_has_no_calibration_error(tenths: list[int]) -> None:
+    # Of ten examples that are k tenths sure k are right.
+    logits = sure([k / 10 for k in tenths for _ in range(10)])
+    labels = torch.tensor([int(i >= k) for k in tenths for i in range(10)])
+    found = accuracy.calibration_error(logits, labels)
+    assert found == pytest.approx(0, abs=1e-12), f"ECE {found} of a calibrated model, should be 0"
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([0, 0], 0.0), ([1, 1], 1.0), ([0, 1], 0.5)])
+def test_calibration_error_reaches_its_bounds(labels: list[int], expected: float) -> None:
+    found = accuracy.calibration_error(torch.tensor([[99.0, -99.0]] * 2), torch.tensor(labels))
+    assert found == pytest.approx(expected), f"ECE {found}, should be {expected}"
+
+
+def test_calibration_error_of_nan_is_nan() -> None:
+    found = accuracy.calibration_error(torch.tensor([[NAN, 0.0], [1.0, 0.0]]), torch.tensor([1, 0]))
+    assert math.isnan(found), f"ECE {found}, should be NaN, which no record takes"
+
+
+def of_bins(weigh: Callable[[Tensor, Tensor, Tensor], float], count: int = 15) -> Callable[[Tensor, Tensor], float]:
+    """A calibration error from each bin's examples, accuracies less confidences."""
+
+    def error(logits: Tensor, labels: Tensor) -> float:
+        confidence = logits.softmax(1).amax(1)
+        gaps = accuracy.correct(logits, labels).double() - confidence
+        index = (confidence * count).ceil().long() - 1
+        sizes = torch.bincount(index, minlength=count)
+        return weigh(gaps, sizes, torch.bincount(index, weights=gaps, minlength=count))
+
+    return error
+
+
+def weighted(gaps: Tensor, sizes: Tensor, sums: Tensor) -> float:
+    """No mutant: the definition."""
+    return float(sums.abs().sum() / len(gaps))
+
+
+def unweighted(gaps: Tensor, sizes: Tensor, sums: Tensor) -> float:
+    """Mutant: every bin counts the same, however many examples it holds."""
+    return float((sums.abs() / sizes.clamp(min=1)).sum() / (sizes > 0).sum())
+
+
+def signed(gaps: Tensor, sizes: Tensor, sums: Tensor) -> float:
+    """Mutant: too sure in one bin makes up for too doubtful in another."""
+    return float(sums.sum().abs() / len(gaps))
+
+
+def by_example(gaps: Tensor, sizes: Tensor, sums: Tensor) -> float:
+    """Mutant: no bins, so that a calibrated model has an error."""
+    return float(gaps.abs().mean())
+
+
+def worst(gaps: Tensor, sizes: Tensor, sums: Tensor) -> float:
+    """Mutant: the maximum calibration error."""
+    return float((sums.abs() / sizes.clamp(min=1)).max())
+
+
+# Two bins of three examples and one; the larger is too sure, the smaller too doubtful.
+UNEVEN = sure([0.95, 0.95, 0.95, 0.55]), torch.tensor([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(of_bins(unweighted), id="unweighted"),
+        pytest.param(of_bins(signed), id="signed"),
+        pytest.param(of_bins(by_example), id="by example"),
+        pytest.param(of_bins(worst), id="worst"),
+        pytest.param(of_bins(weighted, count=1), id="one bin"),
+    ],
+)
+def test_calibration_error_rejects(mutant: Callable[[Tensor, Tensor], float]) -> None:
+    check_calibration_error(of_bins(weighted), *UNEVEN)
+    with pytest.raises(AssertionError):
+        check_calibration_error(mutant, *UNEVEN)
 
 
 @settings(deadline=None)
