@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from pruning_bench import recipe as grammar
@@ -18,11 +17,12 @@ from pruning_bench.errors import PluginError, PruningBenchError
 from pruning_bench.judging.controls import broken, same_holds, slower_holds
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import (
-    DECILE,
     Estimate,
     bootstrap_error,
     drop_interval,
+    estimate_log_ratio,
     mcnemar_midp,
+    q10,
     q10_log_ratio,
     smallest_drop,
 )
@@ -148,7 +148,7 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
             call,
             others=others,
             seed=seed + attempt,
-            enough=_enough(policy, seed),
+            enough=narrow(policy, seed),
             min_pairs=policy.min_pairs,
             max_pairs=policy.max_pairs,
             twin_every=1 if case == case.dense else 0,
@@ -159,16 +159,15 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
         controls = _controls(record, taken, policy, seed) if case == case.dense else []
         if not broken(controls):
             break
-    log_ratio = q10_log_ratio(taken.case, taken.anchor)
-    error = bootstrap_error(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
+    ratio = estimate_log_ratio(taken.case, taken.anchor, seed=seed, draws=policy.bootstrap_draws)
     ran = kernel_detail(session.kernels, bench.compressed(case).quant_plan)
     how = {"pairs": len(taken.case), "settled": taken.settled, "stopped": taken.stopped}
-    relative = record("relative_time", math.exp(log_ratio), samples=(log_ratio,), errors=(error,), detail=how)
+    relative = record("relative_time", math.exp(ratio.value), samples=(ratio.value,), errors=(ratio.error,), detail=how)
     if case == case.dense:  # the same code on both sides: the twin judges that
         relative = replace(relative, rule="shown")
     return [
-        record("latency", _q10(taken.case), samples=taken.case, detail=ran),
-        record("anchor_latency", _q10(taken.anchor), samples=taken.anchor),
+        record("latency", q10(taken.case), samples=taken.case, detail=ran),
+        record("anchor_latency", q10(taken.anchor), samples=taken.anchor),
         relative,
         _strongest(record, case, taken),
         *controls,
@@ -209,8 +208,8 @@ def _built(bench: Workbench, rival: Case) -> Session | None:
         return None
 
 
-def _enough(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]], bool]:
-    """Stops when the interval of the ratio is narrower than half the smallest margin on either side."""
+def narrow(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]], bool]:
+    """Stopping rule of `sample`: the ratio's interval is narrower than half the smallest margin on either side."""
 
     def enough(pairs: Sequence[tuple[float, float]]) -> bool:
         anchor, case = zip(*pairs, strict=True)
@@ -235,13 +234,9 @@ def _recorder(bench: Workbench, case: Case) -> Record:
     return record
 
 
-def _q10(times: Sequence[float]) -> float:
-    return float(np.quantile(times, DECILE))
-
-
 def _strongest(record: Record, case: Case, taken: Samples) -> Measurement:
     dense = {case.runtime: taken.anchor} | {name: times for name, times in taken.others.items() if name != SLOWED}
-    strongest = min(dense, key=lambda name: _q10(dense[name]))
+    strongest = min(dense, key=lambda name: q10(dense[name]))
     ratio = math.exp(q10_log_ratio(taken.case, dense[strongest]))
     return record("strongest_ratio", ratio, detail={"strongest": f"{strongest}/dense"})
 
@@ -251,17 +246,12 @@ def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list
     if taken.stopped == "cut":
         return []
     anchor, twin = zip(*taken.twin_pairs, strict=True)
-    same = _estimate(twin, anchor, policy, seed)
-    slow = _estimate(taken.others[SLOWED], taken.anchor, policy, seed)
+    same = estimate_log_ratio(twin, anchor, seed=seed, draws=policy.bootstrap_draws)
+    slow = estimate_log_ratio(taken.others[SLOWED], taken.anchor, seed=seed, draws=policy.bootstrap_draws)
     return [
         _control(record, "twin", same, same_holds(same, policy), policy),
         _control(record, "slowed_twin", slow, slower_holds(slow, policy), policy),
     ]
-
-
-def _estimate(case: Sequence[float], anchor: Sequence[float], policy: Policy, seed: int) -> Estimate:
-    error = bootstrap_error(case, anchor, seed=seed, draws=policy.bootstrap_draws)
-    return Estimate(q10_log_ratio(case, anchor), error)
 
 
 def _control(record: Record, metric: str, estimate: Estimate, holds: bool, policy: Policy) -> Measurement:

@@ -15,11 +15,12 @@ from pruning_bench.reporting.tables import Table, case_tables, preamble, verdict
 def to_terminal(run: Run, report: Report, rows: Sequence[Row]) -> str:
     """The whole report: the verdict, what fails and why, then one table for each model."""
     parts = ["\n".join(preamble(run, report, rows))]
-    parts += [_table(table) for table in (*verdict_tables(report), *case_tables(rows))]
+    parts += [table_text(table) for table in (*verdict_tables(report), *case_tables(rows))]
     return "\n\n".join(parts)
 
 
-def _table(table: Table) -> str:
+def table_text(table: Table) -> str:
+    """Title, cells in columns and notes."""
     body = tabulate(
         [[_one_line(cell) for cell in cells] for cells in table.cells],
         headers=list(table.headings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 NOTHING = "-"
 
@@ -65,6 +66,17 @@ def times(value: float | None) -> str:
         ('1.50x', '12.3x')
     """
     return NOTHING if value is None else f"{_digits(value, 3)}x"
+
+
+def interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
+    """Two bounds, each written by `form`, their unit once.
+
+    Example:
+        >>> interval((-0.01, 0.02), points), interval((1.4, 1.6), times)
+        ('[-1.00, +2.00] pp', '[1.40x, 1.60x]')
+    """
+    low, high = map(form, bounds)
+    return f"[{low.split()[0]}, {high.split()[0]}] {''.join(high.split()[1:])}".rstrip()
 
 
 def measured(value: float | None, unit: str) -> str:

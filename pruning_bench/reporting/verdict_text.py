@@ -30,8 +30,7 @@ def interval(verdict: Verdict) -> str:
     """
     if verdict.interval is None:
         return text.NOTHING
-    low, high = map(delta_format(verdict), verdict.interval)
-    return f"[{low.split()[0]}, {high.split()[0]}] {''.join(high.split()[1:])}".rstrip()
+    return text.interval(verdict.interval, delta_format(verdict))
 
 
 def size(verdict: Verdict, value: float | None) -> str:
