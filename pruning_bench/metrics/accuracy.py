@@ -217,9 +217,30 @@ def flips(before: Tensor, after: Tensor, labels: Tensor) -> Flips:
         >>> flips(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]))
         Flips(count=2, right_to_wrong=1, wrong_to_right=1)
     """
+    return Flips(*(int(chosen.sum()) for chosen in _flipped(before, after, labels)))
+
+
+def flips_per_class(before: Tensor, after: Tensor, labels: Tensor) -> tuple[Flips, ...]:
+    """`flips` among the examples of each label; over all classes they add up to those of all examples.
+
+    Args:
+        before, after: logits [N, C].
+        labels: int64 [N].
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> flips_per_class(z, z.flip(1), torch.tensor([0, 0]))
+        (Flips(count=2, right_to_wrong=2, wrong_to_right=0), Flips(count=0, right_to_wrong=0, wrong_to_right=0))
+    """
+    classes = before.shape[1]
+    counts = [torch.bincount(labels[chosen], minlength=classes).tolist() for chosen in _flipped(before, after, labels)]
+    return tuple(Flips(*of_class) for of_class in zip(*counts, strict=True))
+
+
+def _flipped(before: Tensor, after: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which examples changed at all, from right to wrong, from wrong to right: bool [N] each."""
     was, now = correct(before, labels), correct(after, labels)
-    changed = ~agreeing(before, after)
-    return Flips(int(changed.sum()), int((was & ~now).sum()), int((~was & now).sum()))
+    return ~agreeing(before, after), was & ~now, ~was & now
 
 
 def with_flips(logits: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -263,6 +263,11 @@ def test_flips_explain_the_change(data: tuple[Tensor, Tensor, Tensor]) -> None:
     change = (accuracy.top1(after, labels) - accuracy.top1(before, labels)) * n
     assert change == pytest.approx(flips.wrong_to_right - flips.right_to_wrong), f"{flips} for a change of {change}"
     assert flips.right_to_wrong + flips.wrong_to_right <= flips.count <= n, f"{flips} of {n}"
+    for label, of_class in enumerate(accuracy.flips_per_class(before, after, labels)):
+        own = labels == label
+        parts = before[own], after[own], labels[own]
+        expected = accuracy.flips(*parts) if own.any() else accuracy.Flips(0, 0, 0)
+        assert of_class == expected, f"{of_class} of class {label}, should be {expected}"
     agreement = accuracy.agreement(before, after)
     assert agreement == pytest.approx(1 - flips.count / n), f"agreement {agreement} with {flips.count} flips of {n}"
     assert agreement == accuracy.agreement(after, before), "agreement should be symmetric"
