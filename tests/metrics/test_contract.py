@@ -119,3 +119,9 @@ def test_a_name_that_is_taken() -> None:
 
     with pytest.raises(DuplicateNameError, match="'top1' defined twice"):
         metric(unit="1", better="higher")(top1)
+
+
+@pytest.mark.parametrize(("name", "words"), [("loss", "(NLL)"), ("calibration_error", "(ECE)")])
+def test_metrics_are_found_by_the_names_of_the_field(name: str, words: str) -> None:
+    assert words in METRICS[name].description, f"{METRICS[name]} should say {words}"
+    assert METRICS[name].rule == "shown", f"{METRICS[name]} should not be judged"
