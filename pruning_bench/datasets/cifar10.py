@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning_bench.datasets.contract import Dataset, Split, reference_dataset
-from pruning_bench.datasets.folders import find_folder
+from pruning_bench.datasets.contract import Dataset, Found, Split, reference_dataset
+from pruning_bench.datasets.folders import find_folder, look_for
 from pruning_bench.datasets.splits import as_split, choose_balanced, digest, others
 from pruning_bench.errors import DataError
 
@@ -44,7 +44,12 @@ class Sizes(NamedTuple):
 SIZES = Sizes()
 
 
-@reference_dataset
+def _look() -> Found:
+    found = look_for("cifar10", markers=(TEST_FILE,), inside=INSIDE)
+    return Found(False, found and found[0])
+
+
+@reference_dataset(look=_look)
 def cifar10(folder: Path | None = None, *, full: bool = False) -> Dataset:
     """CIFAR-10 in its three roles: 45,000 (or 5,000 of them) to train, 5,000 for selection, 10,000 to test.
 

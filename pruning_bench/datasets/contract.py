@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -68,21 +68,46 @@ class Dataset:
     source: str
 
 
+class Found(NamedTuple):
+    """What of a data set is on this machine: a part that ships with its definition, and the folder of the full data."""
+
+    shipped: bool
+    full: Path | None
+
+
 @dataclass(frozen=True)
 class ReferenceDataset:
-    """A data set by name; `load(folder, full=...)` reads it."""
+    """A data set by name.
+
+    Args:
+        load: `load(folder, full=...)` reads it.
+        look: tells what of it is here, and neither reads nor downloads it; None where only `load` can tell.
+    """
 
     name: str
     load: Callable[..., Dataset]
+    look: Callable[[], Found] | None = None
 
 
 F = TypeVar("F", bound=Callable[..., Dataset])
 
 
-def reference_dataset(load: F) -> F:
-    """Registers a loader `load(folder: Path | None = None, *, full: bool = False) -> Dataset` under its own name."""
-    DATASETS.add(load.__name__, ReferenceDataset(load.__name__, load))
-    return load
+@overload
+def reference_dataset(load: F) -> F: ...
+@overload
+def reference_dataset(*, look: Callable[[], Found]) -> Callable[[F], F]: ...
+def reference_dataset(load: F | None = None, *, look: Callable[[], Found] | None = None) -> F | Callable[[F], F]:
+    """Registers a loader `load(folder: Path | None = None, *, full: bool = False) -> Dataset` under its own name.
+
+    Args:
+        look: see `ReferenceDataset`; with it the decorator is written `@reference_dataset(look=...)`.
+    """
+
+    def decorate(load: F) -> F:
+        DATASETS.add(load.__name__, ReferenceDataset(load.__name__, load, look))
+        return load
+
+    return decorate if load is None else decorate(load)
 
 
 def load_dataset(name: str, folder: Path | None = None, *, full: bool = False) -> Dataset:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning_bench.datasets.contract import Dataset, reference_dataset
-from pruning_bench.datasets.folders import find_folder
+from pruning_bench.datasets.contract import Dataset, Found, reference_dataset
+from pruning_bench.datasets.folders import find_folder, look_for
 from pruning_bench.datasets.idx import read_idx
 from pruning_bench.datasets.splits import as_split, choose_balanced, digest, others
 from pruning_bench.datasets.store import DATA, read_store, write_store
@@ -41,7 +41,12 @@ class Examples(NamedTuple):
         return Examples(self.images[index], self.labels[index])
 
 
-@reference_dataset
+def _look() -> Found:
+    found = look_for("fashion_mnist", markers=MARKERS, inside=INSIDE, usual=USUAL)
+    return Found(STORE.is_file(), found and found[0])
+
+
+@reference_dataset(look=_look)
 def fashion_mnist(folder: Path | None = None, *, full: bool = False) -> Dataset:
     """Fashion-MNIST in its three roles: 55,000 (or the shipped 5,000) to train, 5,000 for selection, 10,000 to test.
 

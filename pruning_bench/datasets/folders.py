@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pruning_bench.errors import DataError
@@ -16,7 +16,7 @@ def find_folder(
     folder: Path | None,
     *,
     markers: tuple[str, ...],
-    inside: Iterable[str],
+    inside: Collection[str],
     usual: Iterable[str] = (),
     download: Callable[[Path], None],
 ) -> tuple[Path, str]:
@@ -32,6 +32,25 @@ def find_folder(
     Raises:
         DataError: a given folder does not hold the data, or the download failed.
     """
+    if (found := look_for(who, folder, markers=markers, inside=inside, usual=usual)) is not None:
+        return found
+    cache = _cache(who)
+    _filled(who, cache, download)
+    filled = _containing(cache, ("", *inside), markers)
+    if filled is None:
+        raise DataError(who, f"no {markers[0]} in the download", "a whole download", str(cache))
+    return filled, "download"
+
+
+def look_for(
+    who: str,
+    folder: Path | None = None,
+    *,
+    markers: tuple[str, ...],
+    inside: Collection[str],
+    usual: Iterable[str] = (),
+) -> tuple[Path, str] | None:
+    """What `find_folder` finds without a download; None where it would start one. Raises `DataError` as it does."""
     places = ("", *inside)
     variable = os.environ.get(VARIABLE)
     for given, source in ((folder, "folder"), (Path(variable) if variable else None, VARIABLE)):
@@ -43,13 +62,12 @@ def find_folder(
     for place in usual:
         if (found := _containing(Path(place), places, markers)) is not None:
             return found, place
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning_bench" / who
-    if _containing(cache, places, markers) is None:
-        _filled(who, cache, download)
-    found = _containing(cache, places, markers)
-    if found is None:
-        raise DataError(who, f"no {markers[0]} in the download", "a whole download", str(cache))
-    return found, "download"
+    kept = _containing(_cache(who), places, markers)
+    return None if kept is None else (kept, "download")
+
+
+def _cache(who: str) -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning_bench" / who
 
 
 def _containing(root: Path, places: Iterable[str], markers: tuple[str, ...]) -> Path | None:

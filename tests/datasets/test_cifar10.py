@@ -6,8 +6,10 @@ import torch
 
 from pruning_bench.datasets import cifar10 as module
 from pruning_bench.datasets.cifar10 import CLASSES, NAMES_FILE, TEST_FILE, TRAIN_FILES, Sizes
+from pruning_bench.datasets.contract import Found
 from pruning_bench.datasets.folders import VARIABLE
 from pruning_bench.errors import DataError
+from pruning_bench.registry import DATASETS
 
 SMALL = Sizes(records=20, selection_per_class=2, part_per_class=1)
 
@@ -159,6 +161,10 @@ def test_folder_and_download(tmp_path, monkeypatch):
     found = module.cifar10(full=True)
     expected = (tmp_path / "cache/pruning_bench/cifar10/cifar-10-batches-bin", "download", True)
     assert found == expected, f"{found}, should be {expected}"
+    look = DATASETS["cifar10"].look
+    assert look() == Found(shipped=False, full=expected[0]), f"{look()}, should be the download"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert look() == Found(shipped=False, full=None), f"{look()}, should be nothing, and no download"
     write_small(tmp_path / "v" / "cifar10")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "v"))
     found = module.cifar10()

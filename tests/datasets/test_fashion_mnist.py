@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from pruning_bench.datasets import fashion_mnist as module
-from pruning_bench.datasets.contract import load_dataset
+from pruning_bench.datasets.contract import Found, load_dataset
 from pruning_bench.datasets.folders import VARIABLE
 from pruning_bench.datasets.splits import choose_balanced, others
 from pruning_bench.datasets.store import DATA, read_store
 from pruning_bench.errors import DataError
+from pruning_bench.registry import DATASETS
 
 SHIPPED_DIGEST = "b87fb66b9b5a53b20e99209085f47cfd3ddfcbff24386ddc2033a9b1cea106d0"
 FULL_DIGEST = "d1026f3e85dd47aee88312dd6688d38535e9dc0853149ac0062cea294fa17a20"
@@ -116,6 +117,16 @@ def test_shipped_part_looks_at_nothing_else(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
     source = load_dataset("fashion_mnist", tmp_path / "nowhere").source
     assert source == "shipped", f"source {source!r}, should be 'shipped'"
+
+
+def test_looking_tells_what_ships_and_where_the_full_data_lies(tmp_path, monkeypatch):
+    look = DATASETS["fashion_mnist"].look
+    monkeypatch.setattr(module, "USUAL", ())
+    assert look() == Found(shipped=True, full=None), f"{look()}, should be the shipped part"
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST" / "raw" / module.MARKERS[0]).touch()
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    assert look() == Found(True, tmp_path / "FashionMNIST" / "raw"), f"{look()}, should be the variable's"
 
 
 def check_full(load, folder, original, stored) -> None:

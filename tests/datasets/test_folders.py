@@ -1,6 +1,6 @@
 import pytest
 
-from pruning_bench.datasets.folders import VARIABLE, find_folder
+from pruning_bench.datasets.folders import VARIABLE, find_folder, look_for
 from pruning_bench.errors import DataError
 
 
@@ -91,3 +91,20 @@ def test_a_failed_download_is_one_clear_line(places, download, said):
 def test_other_errors_of_a_download_are_not_hidden(places):
     with pytest.raises(TypeError):
         find(places, usual=(), download=failing(TypeError("a defect")))
+
+
+def look(places, usual=()):
+    usual = [str(places / name) for name in usual]
+    return look_for("d", markers=("mark", "mark.gz"), inside=("inner",), usual=usual)
+
+
+def test_looking_finds_what_is_there_and_starts_no_download(places, monkeypatch):
+    assert look(places) is None, f"{look(places)}, should be nothing"
+    assert look(places, ("usual",))[0] == places / "usual" / "inner", f"{look(places, ('usual',))}"
+    find(places, usual=(), download=fake_download)
+    assert look(places) == (places / "cache/pruning_bench/d", "download"), f"{look(places)}, should be the cache"
+    monkeypatch.setenv(VARIABLE, str(places / "variable"))
+    assert look(places) == (places / "variable" / "inner", VARIABLE), f"{look(places)}, should be the variable's"
+    monkeypatch.setenv(VARIABLE, str(places / "empty"))
+    with pytest.raises(DataError, match="empty"):
+        look(places)
