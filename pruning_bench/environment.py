@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pruning_bench.records import Environment
 from pruning_bench.registry import Registry
@@ -166,10 +166,36 @@ def _cores(machine: Machine) -> str:
         return str(cores())
 
 
+class Ticks(NamedTuple):
+    """Time of all processors together, in the kernel's ticks; differences of two readings are what is of use.
+
+    Args:
+        total: all of it.
+        idle: with nothing to run.
+        waiting: idle too, while something waits for a disk.
+        steal: with something to run, and given to others by the host of a virtual machine.
+    """
+
+    total: int
+    idle: int
+    waiting: int
+    steal: int
+
+    def since(self, earlier: Ticks) -> Ticks:
+        """What went by between two readings."""
+        return Ticks(*(now - then for now, then in zip(self, earlier, strict=True)))
+
+
+def processor_ticks(machine: Machine) -> Ticks:
+    """Since boot, from the first line of /proc/stat (proc(5)); raises `OSError`, `ValueError` or `IndexError`."""
+    ticks = [int(word) for word in machine.text("proc/stat").splitlines()[0].split()[1:9]]
+    return Ticks(sum(ticks), ticks[3], ticks[4], ticks[7])
+
+
 def _steal(machine: Machine) -> str:
     """Share of the processors' time since boot that the host gave to others, and the share they idled."""
-    ticks = [int(word) for word in machine.text("proc/stat").splitlines()[0].split()[1:9]]
-    return f"{ticks[7] / sum(ticks):.4f} (idle {ticks[3] / sum(ticks):.4f})"
+    ticks = processor_ticks(machine)
+    return f"{ticks.steal / ticks.total:.4f} (idle {ticks.idle / ticks.total:.4f})"
 
 
 def _gpu(device: str) -> str:

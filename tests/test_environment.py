@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pruning_bench import environment
-from pruning_bench.environment import Machine, current
+from pruning_bench.environment import Machine, Ticks, current, processor_ticks
 from pruning_bench.errors import PluginError
 from pruning_bench.records import Environment
 from pruning_bench.registry import Registry
@@ -90,6 +90,13 @@ def test_load_steal_and_governor_are_noted_and_do_not_matter(tmp_path: Path) -> 
     assert a.info["steal"] == "0.1000 (idle 0.7000)", a.info
     assert b.info["governor"] == "powersave", b.info
     assert a.key == b.key, f"{a.must_match} and {b.must_match} should be one environment"
+
+
+def test_ticks_are_those_of_proc_stat_and_can_be_subtracted(tmp_path: Path) -> None:
+    before = processor_ticks(invent(tmp_path / "a", {"proc/stat": "cpu  1 2 3 40 5 6 7 8 9 9\ncpu0 1\n"}))
+    after = processor_ticks(invent(tmp_path / "b", {"proc/stat": "cpu  2 2 3 50 7 6 7 11 9 9\ncpu0 1\n"}))
+    assert before == Ticks(total=72, idle=40, waiting=5, steal=8), f"{before}; time of guests is in user already"
+    assert after.since(before) == Ticks(total=16, idle=10, waiting=2, steal=3), f"{after.since(before)}"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class Runtime(Protocol):
 
     A runtime that only simulates quantized models says so by `simulates_quantized = True`: they are not timed on it.
     One that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
+    One that is slower on this machine than elsewhere says why, and what to do, by `remarks() -> tuple[str, ...]`.
     """
 
     name: ClassVar[str]

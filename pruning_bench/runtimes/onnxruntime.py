@@ -51,6 +51,12 @@ class OnnxRuntime:
         """Such as "onnxruntime 1.20.0"."""
         return f"onnxruntime {metadata.version('onnxruntime')}"
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a CPU that clips sums of integer products means for quantized models."""
+        if not sums_saturate():
+            return ()
+        return ("this CPU clips sums of uint8 times int8: w8a8 takes exact, slower kernels, w7a8 fast ones; try both",)
+
     def build(
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
     ) -> Session:

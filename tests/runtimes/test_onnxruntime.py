@@ -19,7 +19,7 @@ from pruning_bench.quantization import integer
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
-from pruning_bench.runtimes import onnx_export
+from pruning_bench.runtimes import onnx_export, onnxruntime
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.runtimes.onnx_export import export_onnx
@@ -272,3 +272,11 @@ def test_other_devices_and_missing_packages_say_why(monkeypatch: pytest.MonkeyPa
         runtime.build(Made(ExampleNet()), (torch.zeros(1, 3, 8, 8),), device="cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install onnxruntime" in str(runtime.available()), f"{runtime.available()}, should hold the command"
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "sums_saturate", lambda: saturates)
+    remarks = OnnxRuntime().remarks()
+    assert bool(remarks) == saturates, f"{remarks}, should be one only where sums are clipped"
+    assert all("w7a8" in remark and "\n" not in remark for remark in remarks), f"{remarks} should name the way out"
