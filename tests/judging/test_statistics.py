@@ -17,9 +17,11 @@ from pruning_bench.judging.statistics import (
     block_bootstrap,
     bootstrap_error,
     drop_interval,
+    estimate_log_ratio,
     holm,
     mcnemar_midp,
     paired_mean,
+    q10,
     q10_log_ratio,
     smallest_drop,
     smallest_effect,
@@ -60,6 +62,13 @@ def test_log_ratio_does_not_see_slow_outliers():
 def test_log_ratio_refuses_what_are_no_paired_times(case, anchor):
     with pytest.raises(PruningBenchError, match="log ratio"):
         q10_log_ratio(case, anchor)
+
+
+def test_the_estimate_is_the_ratio_with_its_error():
+    case, anchor = _noisy(np.random.default_rng(3), 60)
+    found = estimate_log_ratio(case, anchor, seed=5, draws=200)
+    assert found.value == pytest.approx(math.log(q10(case) / q10(anchor))), f"{found}"
+    assert found.error == bootstrap_error(case, anchor, seed=5, draws=200) > 0, f"{found}"
 
 
 def check_bootstrap_error(error_of):
