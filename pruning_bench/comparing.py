@@ -1,0 +1,196 @@
+"""What `pruning-bench compare A B` measures: two models on the same examples, runtime and stretch of time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning_bench import recipe as grammar
+from pruning_bench.artifacts import file_sizes, load
+from pruning_bench.cases import Case
+from pruning_bench.errors import PruningBenchError, UnavailableError
+from pruning_bench.judging.comparison import ClassChange, Comparison, Side
+from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.statistics import estimate_log_ratio, q10
+from pruning_bench.measuring import LATENCY_SECONDS, kernel_detail, narrow
+from pruning_bench.metrics import accuracy
+from pruning_bench.metrics.cost import count_cost
+from pruning_bench.metrics.latency import Samples, sample
+from pruning_bench.models.checkpoints import read_card, shipped_path
+from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.reporting.rows import Row, name_only
+from pruning_bench.workbench import Workbench
+
+WHO = "compare"
+SEED = 0
+
+
+def prepare(
+    bench: Workbench, a: str, b: str, *, dataset: str | None, default: str, runtime: str, threads: int = 1
+) -> list[Case]:
+    """Finds and compresses two models, so that `compare` has nothing left to build but sessions.
+
+    Args:
+        bench: where what is built is kept.
+        a, b: each the name of a model with a shipped checkpoint, `model/recipe`, or the path of a checkpoint or of what
+            `compress -o` wrote.
+        dataset: None for the one on the card of a file that is given, or else `default`.
+        runtime: what both will run on.
+        threads: of each call, >= 1.
+    Returns:
+        A case each; of a file the path stands for the model, so that two files of one model are two.
+    Raises:
+        UnknownNameError: a model, method, data set or runtime that is not registered; the message has the closest.
+        UnavailableError: the runtime cannot run here; with the install command.
+        PruningBenchError: models of different data sets; a file that is damaged; a recipe that cannot run.
+    """
+    if threads < 1:
+        raise PruningBenchError(WHO, f"--threads {threads}", "at least 1")
+    if reason := RUNTIMES.ask(runtime, "available"):
+        raise UnavailableError(runtime, reason, "available")
+    cards = {name: read_card(Path(name)) for name in (a, b) if _is_path(name)}
+    data = _dataset(cards, dataset, default)
+    cases = []
+    for name in (a, b):
+        if name in cards:
+            made = load(name)
+            case = Case(name, data, str(made.recipe), runtime, threads=threads)
+            bench.put(case, made)
+        else:
+            case = Case(*_model_and_recipe(name, data), runtime, threads=threads)
+        cases.append(case)
+    for case in cases:
+        bench.compressed(case)
+    return cases
+
+
+def compare(bench: Workbench, cases: Sequence[Case], *, timed: bool = True) -> Comparison:
+    """Compares two models on the test split, and their times in interleaved blocks.
+
+    Args:
+        cases: A and B, of one data set and runtime; see `prepare`.
+        timed: also measure times, where the runtime really runs both.
+    """
+    policy, remarks, taken = Policy(), _remarks(bench, cases), None
+    if timed and all(bench.session(case).timed for case in cases):
+        taken = _time(bench, cases, policy)
+    elif timed:
+        remarks.append("no times: this runtime only simulates quantized models")
+    if taken and taken.stopped == "cut":
+        remarks.append(f"sampling ran out of time after {len(taken.case)} pairs, an interval needs {policy.min_pairs}")
+    times = (taken.anchor, taken.case) if taken else ((), ())
+    data, logits, threads = bench.dataset(cases[0].dataset), [bench.logits(case) for case in cases], cases[0].threads
+    return Comparison(
+        *(_side(bench, case, own) for case, own in zip(cases, times, strict=True)),
+        where=f"{data.name}, {cases[0].runtime}, {threads} thread{'s' * (threads > 1)}",
+        classes=class_changes(*logits, data.test.labels, data.classes),
+        ratio=estimate_log_ratio(taken.case, taken.anchor, seed=SEED, draws=policy.bootstrap_draws) if taken else None,
+        remarks=tuple(remarks),
+    )
+
+
+def class_changes(a: Tensor, b: Tensor, labels: Tensor, names: Sequence[str]) -> tuple[ClassChange, ...]:
+    """What became of each class.
+
+    Args:
+        a, b: logits [N, C] of the two models.
+        labels: int64 [N].
+        names: of the classes; where there are fewer than C the others go by their number.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> class_changes(a, a.flip(1), torch.tensor([0, 0]), ("cat", "dog"))[0]
+        ClassChange(name='cat', examples=2, right_a=2, right_b=0, flips=2, lost=2, gained=0)
+    """
+    classes = a.shape[1]
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    right = [accuracy.confusion_matrix(logits, labels).diagonal().tolist() for logits in (a, b)]
+    flips = accuracy.flips_per_class(a, b, labels)
+    named = [*names, *map(str, range(len(names), classes))][:classes]
+    return tuple(
+        ClassChange(name, count, was, now, of_class.count, of_class.right_to_wrong, of_class.wrong_to_right)
+        for name, count, was, now, of_class in zip(named, counts, *right, flips, strict=True)
+    )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a file is meant: no model or recipe ends in .safetensors, or begins like a path."""
+    return name.startswith((".", "/")) or name.endswith(".safetensors") or os.path.isfile(name)
+
+
+def _dataset(cards: Mapping[str, Mapping[str, Any]], asked: str | None, default: str) -> str:
+    """The one data set of both models."""
+    trained_on = {name: card["dataset"] for name, card in cards.items() if card["dataset"]}
+    chosen = asked or next(iter(trained_on.values()), default)
+    for name, own in trained_on.items():
+        if own != chosen:
+            found = f"--dataset {chosen}" if asked else f"data set {chosen} of the other model"
+            raise PruningBenchError(WHO, found, f"{own}, which this one was trained on", name)
+    return str(DATASETS[chosen].name)
+
+
+def _model_and_recipe(name: str, dataset: str) -> tuple[str, str, str]:
+    """Model, data set and recipe of `model` or `model/recipe`."""
+    model, slash, recipe = name.partition("/")
+    shipped_path(MODELS[model].name, dataset)
+    return model, dataset, str(grammar.parse(recipe if slash else "dense"))
+
+
+def _side(bench: Workbench, case: Case, times: Sequence[float]) -> Side:
+    """All numbers of one model; without times no latency."""
+    made, logits, labels = bench.compressed(case), bench.logits(case), bench.dataset(case.dataset).test.labels
+    cost = count_cost(made.float_model, bench.example_inputs(case))
+    size, zipped = file_sizes(made)
+    numbers: dict[str, float] = {
+        "top1": accuracy.top1(logits, labels),
+        "loss": accuracy.cross_entropy(logits, labels),
+        "calibration_error": accuracy.calibration_error(logits, labels),
+        "bytes": size,
+        "bytes_zipped": zipped,
+        "params": cost.params,
+        "nonzeros": cost.nonzeros,
+        "macs": cost.macs,
+        "macs_effective": cost.macs_effective,
+    }
+    if times:
+        numbers["latency"] = q10(times)
+    confusion = tuple(map(tuple, accuracy.confusion_matrix(logits, labels).tolist()))
+    return Side(f"{case.model}, {case.recipe}", numbers, confusion)
+
+
+def _time(bench: Workbench, cases: Sequence[Case], policy: Policy) -> Samples:
+    """Times of both in interleaved blocks: A's as those of the anchor."""
+    threads = torch.get_num_threads()  # runtimes set the process's
+    try:
+        a, b = (bench.session(case).bind(*bench.example_inputs(case)) for case in cases)
+        return sample(
+            a,
+            b,
+            seed=SEED,
+            enough=narrow(policy, SEED),
+            min_pairs=policy.min_pairs,
+            max_pairs=policy.max_pairs,
+            twin_every=0,
+            budget_seconds=LATENCY_SECONDS,
+            clock=bench.session(cases[0]).clock,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _remarks(bench: Workbench, cases: Sequence[Case]) -> list[str]:
+    """What the accuracies and times of the two do not say by themselves."""
+    found = []
+    for letter, case in zip("AB", cases, strict=True):
+        detail = kernel_detail(bench.session(case).kernels, bench.compressed(case).quant_plan)
+        layers, fallbacks = detail.get("quantized_layers"), tuple(detail.get("float_fallbacks", ()))
+        if words := name_only(Row("", "", "", "", "", quantized_layers=layers, float_fallbacks=fallbacks)):
+            found.append(f"{letter} is {words}")
+        if case.trains:
+            found.append(f"{letter} was trained with one seed: others may differ by more than the interval says")
+    return found
