@@ -1,4 +1,4 @@
-"""The command line: `pruning-bench list | train | compress | judge | accept`.
+"""The command line: `pruning-bench list | train | compress | compare | doctor | judge | accept`.
 
 Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to be judged.
 """
@@ -17,6 +17,7 @@ from pruning_bench.errors import PruningBenchError, UnknownNameError, closest, o
 
 BAD_INPUT = 2
 DATASET = "fashion_mnist"  # the one whose trained models ship
+RUNTIME = "onnxruntime"  # where quantized models run as such
 KINDS = ("methods", "models", "datasets", "runtimes", "metrics", "profiles")
 
 
@@ -64,6 +65,24 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     making.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     making.add_argument("--force", action="store_true", help="overwrite the output")
     making.set_defaults(run=_compress)
+
+    comparing = commands.add_parser("compare", help="two models side by side: accuracy, flips, size, MACs, latency")
+    what = "a model, MODEL/RECIPE, or the path of a checkpoint or of a file that compress wrote"
+    comparing.add_argument("a", metavar="A", help=what)
+    comparing.add_argument("b", metavar="B", help="the same; differences are those of B against A")
+    comparing.add_argument(
+        "--dataset", default=None, help=f"which trained models by name (default: {DATASET}); a path's card tells it"
+    )
+    comparing.add_argument("--runtime", default=RUNTIME, help="what both run on (default: %(default)s)")
+    comparing.add_argument("--threads", type=int, default=1, metavar="N", help="of each call (default: %(default)s)")
+    comparing.add_argument("--no-time", dest="timed", action="store_false", help="do not measure latencies")
+    comparing.set_defaults(run=_compare)
+
+    examining = commands.add_parser("doctor", help="what is fit to measure here, what is missing, how to mend it")
+    examining.add_argument(
+        "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
+    )
+    examining.set_defaults(run=_doctor)
 
     judging = commands.add_parser("judge", help="judge a recorded run against the baselines again; needs no torch")
     judging.add_argument(
@@ -171,6 +190,35 @@ def _checkpoint(model: str, dataset: str | None) -> Path:
     if "/" in model or "." in model:
         return Path(model)
     return shipped_path(MODELS[model].name, DATASETS[dataset or DATASET].name)
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from pruning_bench.comparing import compare, prepare
+    from pruning_bench.progress import progress_bar
+    from pruning_bench.reporting.comparison_text import comparison_text
+    from pruning_bench.workbench import Workbench
+
+    bench = Workbench()
+    with progress_bar() as bench.progress:  # gone before times are measured
+        cases = prepare(
+            bench,
+            chosen.a,
+            chosen.b,
+            dataset=chosen.dataset,
+            default=DATASET,
+            runtime=chosen.runtime,
+            threads=chosen.threads,
+        )
+    print(comparison_text(compare(bench, cases, timed=chosen.timed)))
+    return 0
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from pruning_bench.doctor import examine
+    from pruning_bench.reporting.findings import findings_text
+
+    print(findings_text(examine(chosen.results)))
+    return 0
 
 
 def _judge(chosen: argparse.Namespace) -> int:

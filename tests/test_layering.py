@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("judging",),
     ("reporting",),
     ("workbench", "measuring", "conformance", "listing"),
-    ("processes", "worker", "reviewing", "accepting", "suite"),
+    ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "machine_checks", "doctor"),
     ("pytest_plugin", "cli", "training.command"),
 )
 RESULTS = ("judging", "reporting")
