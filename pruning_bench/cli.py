@@ -200,7 +200,7 @@ def _compare(chosen: argparse.Namespace) -> int:
 
     bench = Workbench()
     with progress_bar() as bench.progress:  # gone before times are measured
-        cases = prepare(
+        a, b = prepare(
             bench,
             chosen.a,
             chosen.b,
@@ -209,7 +209,7 @@ def _compare(chosen: argparse.Namespace) -> int:
             runtime=chosen.runtime,
             threads=chosen.threads,
         )
-    print(comparison_text(compare(bench, cases, timed=chosen.timed)))
+    print(comparison_text(compare(bench, a, b, timed=chosen.timed)))
     return 0
 
 

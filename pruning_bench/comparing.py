@@ -69,26 +69,27 @@ def prepare(
     return cases
 
 
-def compare(bench: Workbench, cases: Sequence[Case], *, timed: bool = True) -> Comparison:
+def compare(bench: Workbench, a: Case, b: Case, *, timed: bool = True) -> Comparison:
     """Compares two models on the test split, and their times in interleaved blocks.
 
     Args:
-        cases: A and B, of one data set and runtime; see `prepare`.
+        a, b: of one data set, runtime and number of threads; see `prepare`.
         timed: also measure times, where the runtime really runs both.
     """
-    policy, remarks, taken = Policy(), _remarks(bench, cases), None
-    if timed and all(bench.session(case).timed for case in cases):
-        taken = _time(bench, cases, policy)
+    policy, remarks = Policy(), [*_remarks("A", bench, a), *_remarks("B", bench, b)]
+    taken: Samples | None = None
+    if timed and bench.session(a).timed and bench.session(b).timed:
+        taken = _time(bench, a, b, policy)
     elif timed:
         remarks.append("no times: this runtime only simulates quantized models")
     if taken and taken.stopped == "cut":
         remarks.append(f"sampling ran out of time after {len(taken.case)} pairs, an interval needs {policy.min_pairs}")
-    times = (taken.anchor, taken.case) if taken else ((), ())
-    data, logits, threads = bench.dataset(cases[0].dataset), [bench.logits(case) for case in cases], cases[0].threads
+    data = bench.dataset(a.dataset)
     return Comparison(
-        *(_side(bench, case, own) for case, own in zip(cases, times, strict=True)),
-        where=f"{data.name}, {cases[0].runtime}, {threads} thread{'s' * (threads > 1)}",
-        classes=class_changes(*logits, data.test.labels, data.classes),
+        _side(bench, a, taken.anchor if taken else ()),
+        _side(bench, b, taken.case if taken else ()),
+        where=f"{data.name}, {a.runtime}, {a.threads} thread{'s' * (a.threads > 1)}",
+        classes=class_changes(bench.logits(a), bench.logits(b), data.test.labels, data.classes),
         ratio=estimate_log_ratio(taken.case, taken.anchor, seed=SEED, draws=policy.bootstrap_draws) if taken else None,
         remarks=tuple(remarks),
     )
@@ -163,34 +164,32 @@ def _side(bench: Workbench, case: Case, times: Sequence[float]) -> Side:
     return Side(f"{case.model}, {case.recipe}", numbers, confusion)
 
 
-def _time(bench: Workbench, cases: Sequence[Case], policy: Policy) -> Samples:
-    """Times of both in interleaved blocks: A's as those of the anchor."""
+def _time(bench: Workbench, a: Case, b: Case, policy: Policy) -> Samples:
+    """Times of A, as those of the anchor, and of B in interleaved blocks."""
     threads = torch.get_num_threads()  # runtimes set the process's
     try:
-        a, b = (bench.session(case).bind(*bench.example_inputs(case)) for case in cases)
+        calls = [bench.session(case).bind(*bench.example_inputs(case)) for case in (a, b)]
         return sample(
-            a,
-            b,
+            *calls,
             seed=SEED,
             enough=narrow(policy, SEED),
             min_pairs=policy.min_pairs,
             max_pairs=policy.max_pairs,
             twin_every=0,
             budget_seconds=LATENCY_SECONDS,
-            clock=bench.session(cases[0]).clock,
+            clock=bench.session(a).clock,
         )
     finally:
         torch.set_num_threads(threads)
 
 
-def _remarks(bench: Workbench, cases: Sequence[Case]) -> list[str]:
-    """What the accuracies and times of the two do not say by themselves."""
+def _remarks(letter: str, bench: Workbench, case: Case) -> list[str]:
+    """What the numbers of a model do not say by themselves."""
     found = []
-    for letter, case in zip("AB", cases, strict=True):
-        detail = kernel_detail(bench.session(case).kernels, bench.compressed(case).quant_plan)
-        layers, fallbacks = detail.get("quantized_layers"), tuple(detail.get("float_fallbacks", ()))
-        if words := name_only(Row("", "", "", "", "", quantized_layers=layers, float_fallbacks=fallbacks)):
-            found.append(f"{letter} is {words}")
-        if case.trains:
-            found.append(f"{letter} was trained with one seed: others may differ by more than the interval says")
+    detail = kernel_detail(bench.session(case).kernels, bench.compressed(case).quant_plan)
+    layers, fallbacks = detail.get("quantized_layers"), tuple(detail.get("float_fallbacks", ()))
+    if words := name_only(Row("", "", "", "", "", quantized_layers=layers, float_fallbacks=fallbacks)):
+        found.append(f"{letter} is {words}")
+    if case.trains:
+        found.append(f"{letter} was trained with one seed: others may differ by more than the interval says")
     return found

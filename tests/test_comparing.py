@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from pruning_bench import cli, comparing, workbench
 from pruning_bench.comparing import class_changes, compare, prepare
 from pruning_bench.datasets.contract import Dataset, ReferenceDataset, Split
+from pruning_bench.engine import Compressed
 from pruning_bench.judging.comparison import ClassChange
 from pruning_bench.metrics import accuracy
 from pruning_bench.metrics.latency import Samples
 from pruning_bench.models.checkpoints import checkpoint_path, save_checkpoint
 from pruning_bench.models.contract import ReferenceModel
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.runtimes.contract import Session
 from pruning_bench.workbench import Workbench
 
 NAMES = ("cat", "dog", "emu")
@@ -147,6 +150,17 @@ def test_a_checkpoint_and_what_compress_made_of_it(two: tuple[str, str], capsys:
     assert "[" in row(shown, "latency"), "the ratio of the times should have an interval"
 
 
+def test_sizes_are_those_of_the_files(two: tuple[str, str], tmp_path: Path) -> None:
+    small = str(tmp_path / "int8.safetensors")
+    assert cli.main(["compress", two[0], "static:w8a8", "-o", small]) == 0
+    for pair in (two, (two[0], small)):
+        bench = Workbench()
+        found = compare(bench, *prepare(bench, *pair, dataset=None, default="", runtime="eager"), timed=False)
+        sizes = [Path(file).stat().st_size for file in pair]
+        told = [found.a.numbers["bytes"], found.b.numbers["bytes"]]
+        assert told == sizes, f"{told} bytes, should be {sizes} of {pair}"
+
+
 def test_a_model_and_itself(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(two[0], two[0], "--runtime", "eager", "--no-time") == 0
@@ -177,11 +191,54 @@ def test_quantized_models_are_not_timed_where_they_are_simulated(
     assert "[" in row(shown, "latency"), shown
 
 
+class Paced:
+    """A runtime on a clock of its own, which its calls move: dense models take two seconds, others one."""
+
+    name = "paced"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def available(self, device: str = "cpu") -> str | None:
+        return None
+
+    def version(self) -> str:
+        return "paced 1"
+
+    def run(self, seconds: float) -> None:
+        self.now += seconds
+
+    def build(self, compressed: Compressed, example_inputs: Any, *, threads: int = 1, device: str = "cpu") -> Session:
+        seconds = 2.0 if str(compressed.recipe) == "dense" else 1.0
+        return Session(compressed.model, lambda *_: lambda: self.run(seconds), clock=lambda: self.now)
+
+
+def test_times_are_those_of_their_models(two: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "LATENCY_SECONDS", 1e6)
+    for pair, seconds in ((two, (2.0, 1.0)), (two[::-1], (1.0, 2.0)), ((two[0], two[0]), (2.0, 2.0))):
+        bench = Workbench()
+        with RUNTIMES.temporarily("paced", Paced()):
+            found = compare(bench, *prepare(bench, *pair, dataset=None, default="", runtime="paced"))
+        times = found.a.numbers["latency"], found.b.numbers["latency"]
+        assert times == pytest.approx(seconds), f"{times} seconds, should be {seconds}"
+        assert found.ratio is not None, "should have been timed"
+        assert math.exp(found.ratio.value) == pytest.approx(seconds[1] / seconds[0]), f"{found.ratio}"
+
+
+def test_int8_in_name_only_is_told(two: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    detail = {"quantized_layers": 2, "float_fallbacks": ["1 (Gemm float32)"]}
+    monkeypatch.setattr(comparing, "kernel_detail", lambda kernels, plan: detail)
+    bench = Workbench()
+    found = compare(bench, *prepare(bench, *two, dataset=None, default="", runtime="eager"), timed=False)
+    expected = "A is int8 in part only: 1 of 2 quantized layers ran in float: 1 (Gemm float32)"
+    assert found.remarks[0] == expected, f"{found.remarks}, should begin {expected}"
+
+
 def test_a_sampling_that_was_cut_is_told(two: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     cut = Samples((1.0,) * 9, (1.0,) * 9, (), (), {}, (1, 1), False, "cut", 1.0)
     monkeypatch.setattr(comparing, "sample", lambda *_, **__: cut)
     bench = Workbench()
-    found = compare(bench, prepare(bench, *two, dataset=None, default="", runtime="eager"))
+    found = compare(bench, *prepare(bench, *two, dataset=None, default="", runtime="eager"))
     assert "sampling ran out of time after 9 pairs, an interval needs 60" in found.remarks, f"{found.remarks}"
 
 
@@ -192,7 +249,7 @@ def test_names_and_recipes() -> None:
     bench._made["dataset", "fashion_mnist"] = replace(data, test=test)
     names = "image_classifier", "image_classifier/magnitude:0.50"
     cases = prepare(bench, *names, dataset=None, default="fashion_mnist", runtime="eager")
-    found = compare(bench, cases, timed=False)
+    found = compare(bench, *cases, timed=False)
     assert [found.a.name, found.b.name] == ["image_classifier, dense", "image_classifier, magnitude:0.5"], found
     assert found.a.numbers["params"] == found.b.numbers["params"], "masks take no parameters away"
     share = found.b.numbers["nonzeros"] / found.a.numbers["nonzeros"]
@@ -205,7 +262,7 @@ def test_names_and_recipes() -> None:
 def test_two_files_of_one_model_are_two(tmp_path: Path) -> None:
     files = [checkpoint(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)]
     bench = Workbench()
-    found = compare(bench, prepare(bench, *files, dataset=None, default="", runtime="eager"), timed=False)
+    found = compare(bench, *prepare(bench, *files, dataset=None, default="", runtime="eager"), timed=False)
     assert found.flips > 0, "models of other weights should predict otherwise"
 
 
@@ -213,7 +270,7 @@ def test_a_recipe_that_trains_is_one_seed_of_many(two: tuple[str, str], tmp_path
     trained = str(tmp_path / "trained.safetensors")
     assert cli.main(["compress", two[0], "magnitude:0.5+finetune:1", "-o", trained]) == 0
     bench = Workbench()
-    found = compare(bench, prepare(bench, two[0], trained, dataset=None, default="", runtime="eager"), timed=False)
+    found = compare(bench, *prepare(bench, two[0], trained, dataset=None, default="", runtime="eager"), timed=False)
     assert any(remark.startswith("B was trained with one seed") for remark in found.remarks), f"{found.remarks}"
     assert not any(remark.startswith("A ") for remark in found.remarks), f"{found.remarks}"
 
