@@ -35,9 +35,7 @@ SMALL = Side(
     ((45, 5), (2, 48)),
 )
 CLASSES = (ClassChange("cat", 50, 47, 45, 4, 3, 1), ClassChange("dog", 50, 47, 48, 1, 0, 1))
-FOUND = Comparison(
-    DENSE, SMALL, "pets, onnxruntime, 1 thread", CLASSES, Estimate(math.log(0.5), 0.01), ("B is odd",)
-)
+FOUND = Comparison(DENSE, SMALL, "pets, onnxruntime, 1 thread", CLASSES, Estimate(math.log(0.5), 0.01), ("B is odd",))
 
 
 def rows(found: Comparison) -> dict[str, list[str]]:
