@@ -127,7 +127,8 @@ def others(ticks: Ticks, used: Mapping[str, int]) -> Finding:
     found = f"{text.percent(busy, 0)} of all cores busy while this process slept"
     if busy <= BUSY:
         return Finding("ok", "other processes", found)
-    names = [name for name, own in sorted(used.items(), key=lambda item: -item[1]) if own > 0]
+    most = max(used.values(), default=0)
+    names = [name for name, own in sorted(used.items(), key=lambda item: -item[1]) if 10 * own > most]
     todo = f"stop or wait for {', '.join(names[:3]) or 'what runs beside this'}"
     return Finding("warning", "other processes", found, todo)
 

@@ -120,11 +120,13 @@ def test_the_time_of_processes_whatever_their_names(tmp_path: Path) -> None:
     ids=["quiet", "waits for a disk", "stolen", "busy"],
 )
 def test_other_processes(ticks: Ticks, level: str) -> None:
-    found = others(ticks, {"a (1)": 5, "b (2)": 90, "c (3)": 0, "d (4)": 4, "e (5)": 3})
+    found = others(ticks, {"a (1)": 30, "b (2)": 90, "c (3)": 20, "d (4)": 15, "e (5)": 9})
     assert found.level == level, f"{found}, should be {level}"
     if level == "warning":
         assert "50 %" in found.found, found
-        assert found.todo.endswith("b (2), a (1), d (4)"), f"{found} should name the busiest three, busiest first"
+        assert found.todo.endswith("b (2), a (1), c (3)"), f"{found} should name the busiest three, busiest first"
+        idle = others(ticks, {"a (1)": 9, "b (2)": 90, "c (3)": 0})
+        assert idle.todo.endswith("for b (2)"), f"{idle} should name nobody who hardly ran"
 
 
 @pytest.mark.parametrize(
