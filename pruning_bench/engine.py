@@ -132,17 +132,25 @@ class _State:
             self.model.eval()
             return
         plan = method.plan(self.model, step.level, context)
+        self.model = apply_plan(self.model, plan, method.name)
         self.plans.append(plan)
-        if isinstance(plan, MaskPlan):
-            self.model = apply_masks(self.model, plan)
-        elif isinstance(plan, ChannelPlan):
-            self.model = shrink.apply_channels(self.model, plan)
-        elif isinstance(plan, QuantPlan):
+        if isinstance(plan, QuantPlan):
             self.quant_plan = plan
-        else:
-            raise PluginError(
-                method.name, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan"
-            )
+
+
+def apply_plan(model: nn.Module, plan: object, who: str) -> nn.Module:
+    """A copy of `model` as the plan leaves it; `model` itself for a `QuantPlan`, which the runtimes lower.
+
+    Raises:
+        PluginError: no plan of these types; names `who` decided it.
+    """
+    if isinstance(plan, MaskPlan):
+        return apply_masks(model, plan)
+    if isinstance(plan, ChannelPlan):
+        return shrink.apply_channels(model, plan)
+    if isinstance(plan, QuantPlan):
+        return model
+    raise PluginError(who, f"a plan of type {type(plan).__name__}", "MaskPlan, ChannelPlan or QuantPlan")
 
 
 def check_seed(seed: int) -> None:
