@@ -5,10 +5,12 @@ The public names load lazily, so that judging and reporting work where torch is 
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+STARTED = time.time()  # before any method is loaded: a source that is younger may not be the code that runs
 
 _HOME = {
     "compress": "pruning_bench.engine",

@@ -1,0 +1,207 @@
+"""What code a result depends on, as digests of its sources: the package's own, and what users' classes are made of.
+
+A user's file counts with all that it imports of the user's code, wherever the import stands; what is installed counts
+by its version, unless a method lies in it. What cannot be told is said to be unknown, never guessed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from itertools import chain
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pruning_bench
+
+PACKAGE = Path(__file__).parent.resolve()
+_STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+class UnknownSourceError(Exception):
+    """Code whose source cannot be told: typed in, made inside a function, or changed since this process started."""
+
+
+def package_digest() -> str:
+    """sha256 over names and contents of the package's own sources; raises `UnknownSourceError`."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    if not files:
+        raise UnknownSourceError(f"no sources in {PACKAGE}")
+    return _sha256("\n".join(f"{file.relative_to(PACKAGE)} {_sha256(_read(file))}" for file in files).encode())
+
+
+def sources_of(methods: Iterable[type], others: Iterable[object] = ()) -> list[list[str]]:
+    """What definitions are made of besides the package: [file name, sha256] or [distribution, version], in fixed order.
+
+    Args:
+        methods: steps of a recipe; one that lies in an installed distribution counts by its files.
+        others: classes and functions that count by their distribution's version where they are installed.
+    Raises:
+        UnknownSourceError: a source cannot be told.
+    """
+    files = [_files_of(cls) for cls in dict.fromkeys(methods)]
+    followed = {_installed(own) for own, *_ in files}
+    waiting = [*chain(*files), *chain(*map(_files_of, dict.fromkeys(others)))]
+    rows: dict[str, list[str]] = {}
+    while waiting:
+        file = waiting.pop(0)
+        top = _installed(file)
+        version = _version(top) if top and top not in followed else None
+        if top and version:
+            rows[top] = [top, version]
+        elif str(file) not in rows and PACKAGE not in file.parents and (top or not _STANDARD & {*file.parents}):
+            content = _read(file)
+            rows[str(file)] = [file.name, _sha256(content)]
+            waiting += _imported(file, content)
+    return list(rows.values())
+
+
+def _read(file: Path) -> bytes:
+    """The source, which is the code that runs only if it is older than this process."""
+    try:
+        content, status = file.read_bytes(), file.stat()
+    except OSError:
+        raise UnknownSourceError(f"no source {file}") from None
+    if max(status.st_mtime, status.st_ctime) > pruning_bench.STARTED:
+        raise UnknownSourceError(f"{file} changed since this process started")
+    return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _files_of(definition: Any) -> list[Path]:
+    """Where a function, or those of a class and its bases, were written: by code, as names of modules may repeat."""
+    definition = inspect.unwrap(definition)
+    if not isinstance(definition, (type, FunctionType)):
+        raise UnknownSourceError(f"{definition!r} is neither a class nor a function")
+    found: dict[str, None] = {}
+    for part in definition.__mro__[:-1] if isinstance(definition, type) else [definition]:
+        if "<locals>" in part.__qualname__:  # what it takes from around it stands in no text
+            raise UnknownSourceError(f"{part.__qualname__} is made inside a function")
+        functions = _functions(part)
+        found.update(dict.fromkeys(function.__code__.co_filename for function in functions))
+        if not functions:
+            found[_file_of_module(part)] = None
+        for function in functions:
+            if function.__closure__ and not _installed(Path(function.__code__.co_filename)):
+                _refuse_captured(function)
+    return [Path(name).resolve() for name in found if not name.startswith("<frozen ")]
+
+
+def _functions(part: Any) -> list[FunctionType]:
+    """The functions of a class alone, except special methods that a decorator like `dataclass` wrote; or a function."""
+    found = [f for value in vars(part).values() if (f := _function(value))] if isinstance(part, type) else [part]
+    return [f for f in found if not (f.__name__.startswith("__") and f.__code__.co_filename.startswith("<"))]
+
+
+def _function(value: object) -> FunctionType | None:
+    """The function behind an attribute of a class: below decorators that say what they wrap."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    elif isinstance(value, functools.cached_property):
+        value = value.func
+    value = inspect.unwrap(value) if callable(value) else None
+    return value if isinstance(value, FunctionType) else None
+
+
+def _refuse_captured(function: FunctionType) -> None:
+    """Raises `UnknownSourceError` if a function holds more than classes: a value, or a function that it wraps."""
+    for cell in function.__closure__ or ():
+        try:
+            is_class = isinstance(cell.cell_contents, type)
+        except ValueError:  # empty
+            continue
+        if not is_class:
+            raise UnknownSourceError(f"{function.__qualname__} holds what stands in no text")
+
+
+def _file_of_module(cls: type) -> str:
+    """For a class without functions; it must be the one that its module has under its name."""
+    module = sys.modules.get(cls.__module__)
+    file: str = getattr(module, "__file__", None) or ""
+    if cls.__module__.partition(".")[0] in sys.stdlib_module_names or _installed(Path(file)):
+        return file or functools.__file__
+    found: object = module
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if not file or found is not cls:
+        raise UnknownSourceError(f"{cls.__module__}.{cls.__qualname__} is in no file")
+    return file
+
+
+def _installed(file: Path) -> str | None:
+    """The name below site-packages, None for what is not installed there."""
+    for folder in file.parents:
+        if folder.name in _INSTALLED:
+            return file.relative_to(folder).parts[0].partition(".")[0]
+    return None
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    return {top: list(names) for top, names in importlib.metadata.packages_distributions().items()}
+
+
+def _version(top: str) -> str | None:
+    """Versions of the distributions that bring a top-level name; None if none does."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _distributions().get(top, ())) or None
+
+
+def _imported(file: Path, content: bytes) -> Iterator[Path]:
+    """The files that a source imports, anywhere in it, and those of the packages that it is part of."""
+    if file.suffix != ".py":
+        return
+    folder = file.parent
+    while (folder / "__init__.py").is_file():
+        yield folder / "__init__.py"
+        folder = folder.parent
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        raise UnknownSourceError(f"{file} does not parse") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _modules(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            folders = [str(file.parents[node.level - 1])] if node.level else None
+            base = node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield from _modules([*base, alias.name], folders)
+
+
+def _modules(names: Sequence[str], folders: Sequence[str] | None = None) -> Iterator[Path]:
+    """Files of `a`, `a.b`, `a.b.c`, as far as they are modules; in `folders`, or wherever Python looks."""
+    for name in names:
+        spec = _find(name) if folders is None else PathFinder.find_spec(name, folders)
+        if spec is None:
+            return
+        if spec.has_location and spec.origin:
+            yield Path(spec.origin).resolve()
+        if spec.submodule_search_locations is None:
+            return
+        folders = list(spec.submodule_search_locations)
+
+
+def _find(top: str) -> ModuleSpec | None:
+    """Where a top-level module lies; nothing is imported. The standard library's and the package's are of no interest."""
+    if top in sys.stdlib_module_names or top == pruning_bench.__name__:
+        return None
+    try:
+        return importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        raise UnknownSourceError(f"module {top} cannot be found again") from None
