@@ -1,4 +1,4 @@
-"""The command line: `pruning-bench list | train | compress | compare | doctor | judge | accept`.
+"""The command line: `pruning-bench list | train | compress | compare | doctor | judge | accept | cache`.
 
 Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to be judged.
 """
@@ -112,6 +112,7 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
         command.add_argument(
             "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
         )
+    _add_cache(commands)
     return parser
 
 
@@ -251,6 +252,42 @@ def _accept(chosen: argparse.Namespace) -> int:
             checkpoints=chosen.checkpoints,
         )
     )
+    return 0
+
+
+def _add_cache(commands: Any) -> None:
+    about = (
+        "Compressed models are kept between runs as long as nothing changed that they were made from: methods, recipe, "
+        "checkpoint, data, seed, calibration, versions, processor, cores. A method whose source cannot be found (typed "
+        "in, or made inside a function) is not kept; one that reads files or variables needs --pb-no-cache. "
+        "PRUNING_BENCH_CACHE names another folder, PRUNING_BENCH_CACHE_MIB another size than 2048; 0 keeps nothing."
+    )
+    keeping = commands.add_parser("cache", help="the compressed models kept between runs: list, clear", description=about)
+    keeping.add_argument("--clear", action="store_true", help="delete them all")
+    keeping.add_argument("--dir", action="store_true", help="print the folder and nothing else")
+    keeping.set_defaults(run=_cache)
+
+
+def _cache(chosen: argparse.Namespace) -> int:
+    from datetime import datetime
+
+    from tabulate import tabulate
+
+    from pruning_bench.build_cache import usual_cache
+    from pruning_bench.reporting.text import amount
+
+    if (cache := usual_cache()) is None:
+        raise PruningBenchError("cache", "no home directory", "one, or a folder in PRUNING_BENCH_CACHE")
+    if chosen.dir or chosen.clear:
+        print(f"{cache.clear()} models deleted from {cache.folder}" if chosen.clear else cache.folder)
+        return 0
+    kept = cache.entries()
+    rows = [
+        [e.recipe, e.name, e.seed, amount(e.size, "B"), f"{datetime.fromtimestamp(e.used):%Y-%m-%d %H:%M}"] for e in kept
+    ]
+    print(tabulate(rows, headers=["recipe", "model", "seed", "size", "last use"], tablefmt="simple"))
+    size = amount(sum(e.size for e in kept), "B")
+    print(f"\n{len(kept)} models, {size} of {amount(cache.limit, 'B')} in {cache.folder}")
     return 0
 
 

@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--pb-results", default=None, metavar="DIR", help="results folder (default: ROOT/results)")
     group.addoption("--pb-no-confirm", action="store_true", help="do not re-measure suspected slow-downs")
+    group.addoption("--pb-no-cache", action="store_true", help="compress every model anew; see pruning-bench cache")
 
 
 def results_folder(config: pytest.Config) -> Path:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 
 from pruning_bench import cases, environment, reviewing
+from pruning_bench.build_cache import usual_cache
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError, one_line
@@ -30,7 +31,7 @@ class Options:
 
     NAMES: ClassVar = (
         *("profile", "model", "recipe", "runtime", "require", "threads"),
-        *("device", "dataset", "data", "checkpoints", "no_confirm"),
+        *("device", "dataset", "data", "checkpoints", "no_confirm", "no_cache"),
     )
 
     results: Path
@@ -45,6 +46,7 @@ class Options:
     data: str | None = None
     checkpoints: str | None = None
     no_confirm: bool = False
+    no_cache: bool = False
     part: bool = False  # pytest-benchmark's own options leave tests out
 
 
@@ -98,7 +100,8 @@ class Suite:
         )
         self.environment: Environment = environment.of_suite(RUNTIMES, options.device)
         folder = Path(options.data) if options.data else None
-        self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints)
+        cache = None if options.no_cache else usual_cache()
+        self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints, cache=cache)
         for model, dataset in chosen:  # what is missing or damaged is refused before anything runs
             self.bench.dataset(dataset)
             self.bench.dense(Case(model, dataset, "dense", "eager"))

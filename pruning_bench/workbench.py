@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pruning_bench import recipe as grammar
+from pruning_bench.build_cache import BuildCache, Order, usual_cache
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
@@ -19,7 +21,7 @@ from pruning_bench.environment import cores
 from pruning_bench.errors import UnavailableError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
 from pruning_bench.quantization import lower
-from pruning_bench.registry import RUNTIMES
+from pruning_bench.registry import MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session, torch_threads
 
 CALIBRATION_IMAGES = 512
@@ -37,12 +39,14 @@ class Workbench:
         full: train and calibrate on the full training split instead of the shipped part.
         checkpoints: where the trained dense models lie; the shipped ones otherwise.
         progress: told of every build.
+        cache: where compressed models are kept between runs; None makes all of them anew.
     """
 
     folder: Path | None = None
     full: bool = False
     checkpoints: Path = SHIPPED
     progress: Progress | None = None
+    cache: BuildCache | None = field(default_factory=usual_cache)
     _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,9 +112,27 @@ class Workbench:
         self._made["compressed", case.model, case.dataset, case.recipe, case.seed] = compressed
 
     def _compress(self, case: Case) -> Compressed:
-        dataset = self.dataset(case.dataset)
-        with torch_threads(cores()):
-            return compress_with(self.dense(case), case.recipe, dataset, seed=case.seed, progress=self.progress)
+        dataset, threads = self.dataset(case.dataset), cores()
+
+        def made() -> Compressed:
+            with torch_threads(threads):
+                return compress_with(self.dense(case), case.recipe, dataset, seed=case.seed, progress=self.progress)
+
+        if self.cache is None:
+            return made()
+        order = Order(
+            name=f"{case.model}-{case.dataset}",
+            recipe=grammar.parse(case.recipe),
+            dense=self.dense(case),
+            builder=MODELS[case.model].build,
+            card=self.card(case),
+            dataset=dataset,
+            full=self.full,
+            calibration=(CALIBRATION_IMAGES, CALIBRATION_BATCH),
+            seed=case.seed,
+            threads=threads,
+        )
+        return self.cache.serve(order, made)
 
     def _build(self, case: Case) -> Session:
         runtime = RUNTIMES[case.runtime]

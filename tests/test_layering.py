@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("contracts", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
     ("quantization.contract", "training.contract", "runtimes.contract"),
     ("graphs", "datasets", "metrics", "models", "pruning", "quantization", "training", "runtimes"),
-    ("discover", "engine", "artifacts"),
+    ("discover", "engine", "artifacts", "sources", "build_entries", "build_cache"),
     ("cases",),
     ("judging",),
     ("reporting",),

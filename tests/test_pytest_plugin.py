@@ -1,6 +1,7 @@
 """The plug-in end to end, on a user's own model and a runtime whose clock is made up."""
 
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -15,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning_bench import cli, compress, measuring, processes, suite
+import pruning_bench
+from pruning_bench import cli, compress, measuring, processes, suite, workbench
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
@@ -590,6 +592,42 @@ def test_it_is_inert_elsewhere(pytester: pytest.Pytester) -> None:
     assert result.ret == 0, result.stdout.str()
     assert "pruning_bench" not in result.stdout.str().split("test session starts")[1].split("collected")[1]
     assert not (pytester.path / "results").exists(), "it wrote results"
+
+
+def test_a_cache_size_that_is_none_is_a_usage_error(toy: Toy) -> None:
+    toy.monkeypatch.setenv("PRUNING_BENCH_CACHE_MIB", "2GB")
+    result = toy.run()
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == 4, text
+    assert "PRUNING_BENCH_CACHE_MIB: '2GB', should be a whole number of MiB" in text, text
+    assert "Traceback" not in text, text
+
+
+def test_models_are_kept_between_runs_and_for_accept(toy: Toy) -> None:
+    folder = toy.pytester.path / "kept"
+    toy.monkeypatch.setenv("PRUNING_BENCH_CACHE", str(folder))
+    toy.monkeypatch.setattr(pruning_bench, "STARTED", math.inf)  # as if the conftest.py had been there before
+    made: list[str] = []
+    whole = workbench.compress_with
+
+    def noted(dense: nn.Module, recipe: str, *arguments: Any, **options: Any) -> Any:
+        made.append(recipe)
+        return whole(dense, recipe, *arguments, **options)
+
+    toy.monkeypatch.setattr(workbench, "compress_with", noted)
+    recipe = "--pb-recipe=random:0.5"
+    toy.run(recipe, "--pb-no-cache")
+    assert made.count("random:0.5") == 1, made
+    assert not folder.exists(), "kept in spite of --pb-no-cache"
+    toy.run(recipe)
+    assert made.count("random:0.5") == 2, made
+    result = toy.run(recipe)
+    assert result.ret == 0, result.stdout.str()
+    assert toy.accept() == 0
+    assert made.count("random:0.5") == 2, f"{made}: made again, though nothing changed"
+    assert made.count("planted:0") == 2, f"{made}: the method of a conftest.py was made again"
+    toy.run(recipe, "--pb-no-cache")
+    assert made.count("random:0.5") == 3, "served in spite of --pb-no-cache"
 
 
 def test_fresh_processes_know_the_users_definitions(

@@ -1,0 +1,289 @@
+"""Compressed models kept on disk between runs, each under the digest of all that it was made from.
+
+Not kept is what a file cannot tell (a model that a step rebuilt) and what cannot be told to be unchanged (a method
+whose source is not found). A method is taken for what it promises to be, a function of its arguments: files and
+variables that it reads are not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pruning_bench
+from pruning_bench.build_entries import UNFIT, decode, digest_tensors, encode, read_card, structure_of, tensors_of
+from pruning_bench.datasets.contract import Dataset
+from pruning_bench.engine import Compressed
+from pruning_bench.environment import current
+from pruning_bench.errors import PruningBenchError
+from pruning_bench.recipe import Recipe
+from pruning_bench.records import digest_of, write_atomically
+from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
+
+FORMAT = 1
+FOLDER_VARIABLE, MIB_VARIABLE = "PRUNING_BENCH_CACHE", "PRUNING_BENCH_CACHE_MIB"
+DEFAULT_MIB = 2048
+ABANDONED_SECONDS = 3600.0  # a partial file of that age was left by a process that died
+_ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors\Z")
+_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.safetensors\.")
+_PROCESSOR = ("arch", "os", "cpu", "instructions")
+_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a compressed model is to be made from.
+
+    Args:
+        name: of the model and its data set, to be shown.
+        recipe: what is run.
+        dense: never changed.
+        builder: what built it, with the options of the card.
+        card: of the file that its weights were read from.
+        dataset: its train split calibrates and trains.
+        full: whether that is the full one.
+        calibration: how many examples, how many a batch.
+        seed: of everything random.
+        threads: that compute.
+    """
+
+    name: str
+    recipe: Recipe
+    dense: nn.Module
+    builder: Callable[..., nn.Module]
+    card: Mapping[str, Any]
+    dataset: Dataset
+    full: bool
+    calibration: tuple[int, int]
+    seed: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kept model.
+
+    Args:
+        recipe, name, seed: of its order; "unreadable" and empty where the file is damaged.
+        size: bytes.
+        used: seconds since the epoch.
+    """
+
+    recipe: str
+    name: str
+    seed: str
+    size: int
+    used: float
+
+
+@dataclass(frozen=True)
+class BuildCache:
+    """A folder of compressed models; safe with several processes at once, as a file is only ever replaced as a whole.
+
+    Args:
+        folder: made when there is something to keep; files of other names in it are left alone.
+        limit: bytes of all entries; beyond it the least recently used go. 0 keeps and serves nothing.
+    """
+
+    folder: Path
+    limit: int = DEFAULT_MIB << 20
+
+    def serve(self, order: Order, make: Callable[[], Compressed]) -> Compressed:
+        """The model of an order as `make` gives it: from the folder, or made and kept there."""
+        key = key_of(order) if order.recipe.items and self.limit else None  # dense is not worth a file
+        if key is None:
+            return make()
+        path = self.folder / f"{name_of(key)}.safetensors"
+        if (served := self._read(path, order)) is not None:
+            return served
+        made = make()
+        if key_of(order) == key:  # else a source was changed meanwhile
+            self._keep(path, made, key, order)
+        return made
+
+    def entries(self) -> list[Entry]:
+        """What is kept, the last used first."""
+        found = []
+        for path, size, used in self._listed():
+            with suppress(OSError):
+                found.append(Entry(*_described(path), size, used))
+        return found[::-1]
+
+    def clear(self) -> int:
+        """Deletes every entry; returns how many there were."""
+        files = self._files(_ENTRY)
+        for path in [*files, *self._files(_PARTIAL)]:
+            path.unlink(missing_ok=True)
+        return len(files)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[Path]:
+        try:
+            return [path for path in self.folder.iterdir() if pattern.match(path.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _listed(self) -> list[tuple[Path, int, float]]:
+        """(entry, bytes, time of its last use), the least recently used first."""
+        found = []
+        for path in self._files(_ENTRY):
+            with suppress(OSError):  # another process took it away
+                status = path.stat()
+                found.append((path, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda row: (row[2], row[0].name))
+
+    def _read(self, path: Path, order: Order) -> Compressed | None:
+        """The entry, if it is there and whole; a damaged one is deleted, with a warning."""
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            served = _decoded(content, order, path)
+        except UNFIT as problem:
+            with suppress(OSError):
+                path.unlink()
+            reason = " ".join(str(problem).split())
+            warnings.warn(f"build cache: damaged entry ({reason}), dropped and made again [{path}]", stacklevel=2)
+            return None
+        with suppress(OSError):  # a folder that cannot be written serves all the same
+            os.utime(path)
+        return served
+
+    def _keep(self, path: Path, made: Compressed, key: Mapping[str, Any], order: Order) -> None:
+        about = {"key": key, "name": order.name}
+        try:
+            content = encode(made, about)
+            if encode(_decoded(content, order, path), about) != content:
+                return
+        except UNFIT:  # it is more than a file can tell
+            return
+        if len(content) > self.limit:
+            return
+        try:
+            write_atomically(path, content)
+            self._evict()
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            warnings.warn(f"build cache: nothing is kept ({reason}) [{self.folder}]", stacklevel=2)
+
+    def _evict(self) -> None:
+        for partial in self._files(_PARTIAL):
+            with suppress(OSError):
+                if partial.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                    partial.unlink()
+        listed = self._listed()
+        total = sum(size for _, size, _ in listed)
+        for path, size, _ in listed:
+            if total > self.limit:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def usual_cache() -> BuildCache | None:
+    """The cache of this user, as the environment says; None where there is no home to keep it in.
+
+    Raises:
+        PruningBenchError: a size that is no whole number.
+    """
+    text = os.environ.get(MIB_VARIABLE) or str(DEFAULT_MIB)
+    if not (text.isascii() and text.isdigit()):
+        raise PruningBenchError(MIB_VARIABLE, repr(text), "a whole number of MiB; 0 keeps nothing")
+    folder = _usual_folder()
+    return BuildCache(folder, int(text) << 20) if folder else None
+
+
+def _usual_folder() -> Path | None:
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # any other is to be ignored
+        return Path(base) / "pruning_bench"
+    try:
+        return Path.home() / ".cache" / "pruning_bench"
+    except RuntimeError:
+        return None
+
+
+def key_of(order: Order) -> dict[str, Any] | None:
+    """All that the model of an order depends on; None where it cannot be told."""
+    methods = [step.method() for step in order.recipe.steps()]
+    others = [order.builder, *map(type, order.dense.modules()), type(order.dataset.train)]
+    train = {name: value for name, value in vars(order.dataset.train).items() if isinstance(value, Tensor)}
+    try:
+        code = {"package": package_digest(), "sources": sources_of(map(type, methods), others)}
+        dense = [structure_of(order.dense), digest_tensors(tensors_of(order.dense))]
+    except (UnknownSourceError, RuntimeError, TypeError):  # of a source; of a tensor without bytes of its own
+        return None
+    return {
+        "format": FORMAT,
+        "recipe": str(order.recipe),
+        "methods": list(dict.fromkeys(map(repr, methods))),  # with the defaults, which the recipe leaves out
+        **code,
+        "dense": [order.card["sha256"], order.card["options"], *dense],
+        "data": [order.dataset.digest, digest_tensors(train)],
+        "full": order.full,
+        "calibration": list(order.calibration),
+        "seed": order.seed,
+        "threads": order.threads,
+        "versions": _versions(),
+        "machine": _machine(),
+    }
+
+
+def name_of(key: Mapping[str, Any]) -> str:
+    """The name of an entry: the digest of its key."""
+    return digest_of(dict(key))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "pruning_bench": pruning_bench.__version__,
+    }
+
+
+def _machine() -> dict[str, str]:
+    """What decides how numbers are rounded besides versions and the number of threads."""
+    facts = {name: _environment()[name] for name in _PROCESSOR}
+    chosen = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    precision = torch.get_float32_matmul_precision()
+    return {**facts, **chosen, "kernels": torch.backends.cpu.get_cpu_capability(), "precision": precision}
+
+
+@functools.cache
+def _environment() -> Mapping[str, str]:
+    return current().must_match
+
+
+def _decoded(content: bytes, order: Order, path: Path) -> Compressed:
+    """The model of the entry at `path`; raises one of `UNFIT` unless the file is whole and of that name."""
+    inputs = (order.dataset.train.inputs(slice(0, 1)),)
+    served, card = decode(content, order.dense, order.recipe, inputs)
+    if name_of(card["key"]) != path.stem:
+        raise ValueError("another key than its name says")
+    return served
+
+
+def _described(path: Path) -> tuple[str, str, str]:
+    """Recipe, model and seed of an entry, for a list."""
+    try:
+        with path.open("rb") as stream:
+            card = read_card(stream)
+        return str(card["key"]["recipe"]), str(card["name"]), str(card["key"]["seed"])
+    except UNFIT:
+        return "unreadable", "", ""

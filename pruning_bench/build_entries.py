@@ -1,0 +1,181 @@
+"""The file of a compressed model in the build cache: it gives back all of it, bit for bit, plans and twin included.
+
+One safetensors file: the tensors of the float model and of the plans and, as metadata, a JSON card that spells out the
+plans; never a pickle. The model is made anew from the dense one by its plans and then takes the tensors. The files that
+`artifacts` writes are smaller and stand alone; they hold what a user runs, not how it came about.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from pruning_bench.engine import Compressed, Plan, apply_plan
+from pruning_bench.errors import PruningBenchError
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
+from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.recipe import Recipe
+from pruning_bench.records import digest_of
+
+# What reading a damaged file, or spelling what has no spelling, may end in.
+UNFIT = (SafetensorError, PruningBenchError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+_LARGEST_HEADER = 1 << 28
+_MEMBERS = ("_parameters", "_buffers", "_modules")
+_SPELT = {cls.__name__: cls for cls in (MaskPlan, ChannelPlan, QuantPlan, Affine)}
+
+
+def encode(made: Compressed, about: Mapping[str, Any]) -> bytes:
+    """The file of a compressed model; raises one of `UNFIT` where a file cannot tell all of it.
+
+    Args:
+        about: further entries of the card.
+    """
+    if made.quant_plan is not _quant_plan(made.plans):
+        raise ValueError("quantized by another plan than its own")
+    tensors = {f"model:{name}": _plain(tensor) for name, tensor in tensors_of(made.float_model).items()}
+    plans = [_packed(plan, tensors) for plan in made.plans]
+    text = json.dumps({**about, "plans": plans, "structure": structure_of(made.float_model)})
+    return save_tensors(tensors, {"card": text, "sha256": digest_tensors(tensors, text)})
+
+
+def decode(
+    content: bytes, dense: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]
+) -> tuple[Compressed, dict[str, Any]]:
+    """What `encode` wrote, and its card; raises one of `UNFIT` unless it is whole.
+
+    Args:
+        dense, recipe, inputs: what the model was compressed from, by what, and its example inputs.
+    """
+    metadata, tensors = _metadata(io.BytesIO(content)), load_tensors(content)
+    if digest_tensors(tensors, metadata["card"]) != metadata["sha256"]:
+        raise ValueError("another content than its digest says")
+    card = json.loads(metadata["card"])
+    plans: tuple[Plan, ...] = tuple(_unpacked(plan, tensors) for plan in card["plans"])
+    dense = copy.deepcopy(dense).eval()
+    model = copy.deepcopy(dense)
+    for plan in plans:
+        model = apply_plan(model, plan, "build cache")
+    with torch.no_grad():
+        for name, tensor in tensors_of(model).items():
+            stored = tensors[f"model:{name}"]
+            if stored.shape != tensor.shape:
+                raise ValueError(f"{name} of shape {tuple(stored.shape)}, should be {tuple(tensor.shape)}")
+            tensor.copy_(stored)
+    if structure_of(model.eval()) != card["structure"]:
+        raise ValueError("a model that its plans do not explain")
+    return Compressed(model, recipe, plans, _quant_plan(plans), inputs, dense), card
+
+
+def read_card(stream: IO[bytes]) -> dict[str, Any]:
+    """The card of a file whose tensors are not read; raises one of `UNFIT`."""
+    card: dict[str, Any] = json.loads(_metadata(stream)["card"])
+    return card
+
+
+def _metadata(stream: IO[bytes]) -> dict[str, str]:
+    """What stands in the header of a safetensors file besides its tensors."""
+    size = int.from_bytes(stream.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise ValueError(f"a header of {size} bytes")
+    metadata: dict[str, str] = json.loads(stream.read(size))["__metadata__"]
+    return metadata
+
+
+def _quant_plan(plans: Iterable[Plan]) -> QuantPlan | None:
+    found = [plan for plan in plans if isinstance(plan, QuantPlan)]
+    return found[-1] if found else None
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names, also those that are not in the `state_dict`."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise ValueError(f"a {tensor.layout} tensor on {tensor.device}")
+    return tensor.detach().contiguous().clone()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """sha256 over a text and named tensors: names, types, shapes and bytes."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def structure_of(model: nn.Module) -> str:
+    """Digest of all about a model but the values of its tensors: classes, attributes, shapes, strides, flags, ties."""
+    rows: list[Any] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        attributes = [[name, _spelt(value)] for name, value in sorted(vars(module).items()) if name not in _MEMBERS]
+        rows.append([path, _spelt(type(module)), attributes])
+    first: dict[int, str] = {}
+    for name, tensor in tensors_of(model).items():
+        layout = [str(tensor.dtype), list(tensor.shape), list(tensor.stride()), tensor.requires_grad]
+        rows.append([name, type(tensor).__name__, layout, first.setdefault(id(tensor), name)])
+    return digest_of(rows)
+
+
+def _spelt(value: object) -> Any:
+    """An attribute as JSON; of what has no text of its own the name, without that of a module, which may differ."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return digest_tensors({"": value})
+    if isinstance(value, Mapping):
+        return [[str(name), _spelt(item)] for name, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_spelt(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (torch.dtype, torch.device, enum.Enum)):
+        return str(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A plan, or a part of one, as JSON; its tensors are put beside. Raises `TypeError` for what has no spelling."""
+    if isinstance(value, Tensor):
+        name = f"plan:{len(tensors)}"
+        tensors[name] = _plain(value)
+        return {"tensor": name}
+    if type(value) is _SPELT.get(type(value).__name__):
+        return {type(value).__name__: {f.name: _packed(getattr(value, f.name), tensors) for f in fields(value)}}
+    if isinstance(value, Mapping) and all(type(name) in (str, int) for name in value):
+        return {"items": [[name, _packed(item, tensors)] for name, item in value.items()]}
+    if type(value) is tuple:
+        return [_packed(item, tensors) for item in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{type(value).__name__} has no spelling in a file")
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_packed` spelt."""
+    if isinstance(value, list):
+        return tuple(_unpacked(item, tensors) for item in value)
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {name: _unpacked(item, tensors) for name, item in content}
+    return _SPELT[kind](**{name: _unpacked(item, tensors) for name, item in content.items()})

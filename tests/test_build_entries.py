@@ -1,0 +1,231 @@
+"""Files of the build cache: what comes out is what went in, bit for bit; what a file cannot tell is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning_bench import build_entries, compress
+from pruning_bench.build_entries import UNFIT, decode, encode, structure_of
+from pruning_bench.datasets.contract import Split
+from pruning_bench.discover import discover
+from pruning_bench.engine import Compressed
+from pruning_bench.models.contract import build_model
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
+
+RECIPES = [
+    "dense",
+    "magnitude:0.9",
+    "random:0.5+magnitude:0.5,scope=layer",
+    "l1_filter:0.5",
+    "static:w8a8",
+    "static:w8a8,granularity=per_tensor",
+    "l1_filter:0.5+magnitude:0.5+finetune:1+static:w8a8",
+    "magnitude:0.5+bn_recalibrate:1+l1_filter:0.25+l1_filter:0.25",
+]
+
+
+@pytest.fixture(scope="module")
+def train() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(0, 10, (16,), generator=generator), torch.tensor([0.5]), torch.tensor([0.25]))
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    discover()
+    torch.manual_seed(0)
+    return build_model("resnet20", num_classes=10, in_channels=1)
+
+
+def made(dense: nn.Module, recipe: str, train: Split) -> Compressed:
+    inputs = (train.inputs(slice(0, 1)),)
+    return compress(dense, recipe, example_inputs=inputs, calibration=[(train.inputs(),)], train=train)
+
+
+def again(compressed: Compressed, dense: nn.Module) -> Compressed:
+    """The model written and read."""
+    return decode(encode(compressed, {}), dense, compressed.recipe, compressed.example_inputs)[0]
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two compressed models, or parts of them, are not the same to the last bit."""
+    if type(one) is not type(other):
+        yield f"{where}: {type(one).__name__} and {type(other).__name__}"
+    elif isinstance(one, Tensor):
+        alike = (one.dtype, one.shape, one.stride(), one.requires_grad)
+        if alike != (other.dtype, other.shape, other.stride(), other.requires_grad):
+            yield f"{where}: {alike} and {other.dtype, other.shape, other.stride(), other.requires_grad}"
+        elif one.detach().contiguous().numpy().tobytes() != other.detach().contiguous().numpy().tobytes():
+            yield f"{where}: other values"
+    elif isinstance(one, nn.Module):
+        names = [name for name, _ in one.named_modules()]
+        if names != [name for name, _ in other.named_modules()]:
+            yield f"{where}: other modules"
+            return
+        for name, module, second in zip(names, one.modules(), other.modules(), strict=True):
+            yield from differences(described(module), described(second), f"{where}.{name}")
+        yield from differences(one.state_dict(keep_vars=True), other.state_dict(keep_vars=True), where)
+        yield from differences(dict(one.named_buffers()), dict(other.named_buffers()), where)
+    elif dataclasses.is_dataclass(one) and not isinstance(one, type):
+        for f in dataclasses.fields(one):
+            yield from differences(getattr(one, f.name), getattr(other, f.name), f"{where}.{f.name}")
+    elif isinstance(one, Mapping):
+        if list(one) != list(other):
+            yield f"{where}: keys {list(one)} and {list(other)}"
+            return
+        for name in one:
+            yield from differences(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            yield f"{where}: {len(one)} and {len(other)} items"
+            return
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from differences(left, right, f"{where}[{index}]")
+    elif one != other:
+        yield f"{where}: {one} and {other}"
+
+
+def described(module: nn.Module) -> list[Any]:
+    return [type(module).__name__, module.extra_repr(), module.training, len(module._forward_hooks)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_read_is_what_was_written(recipe: str, dense: nn.Module, train: Split) -> None:
+    one = made(dense, recipe, train)
+    other = again(one, dense)
+    assert not (found := list(differences(one, other))), found
+    assert (other.quant_plan is None) or other.quant_plan is other.plans[-1], "the plan of the runtimes is another"
+    assert not (found := list(differences(one.masked_twin, other.masked_twin, "twin"))), found
+    with torch.no_grad():
+        assert torch.equal(one.model(train.inputs()), other.model(train.inputs())), "it computes something else"
+
+
+def test_what_is_read_shares_nothing_with_the_dense_model(dense: nn.Module, train: Split) -> None:
+    before = copy.deepcopy(dense)
+    other = again(made(dense, "magnitude:0.5", train), dense)
+    with torch.no_grad():
+        for model in (other.float_model, other.dense):
+            for parameter in model.parameters():
+                parameter.add_(1)
+    assert not (found := list(differences(before, dense))), found
+
+
+def flipped(model: nn.Module, bit: int) -> nn.Module:
+    """A copy with one bit of one weight turned."""
+    changed = copy.deepcopy(model)
+    weight = next(changed.parameters()).data.view(-1)
+    weight[0] = (weight[:1].view(torch.int32) ^ (1 << bit)).view(torch.float32)[0]
+    return changed
+
+
+def moved(plans: Any) -> Any:
+    """The plans with one mask turned or one channel exchanged."""
+    first = plans[0]
+    if isinstance(first, MaskPlan):
+        name = next(iter(first.masks))
+        return (replace(first, masks={**first.masks, name: ~first.masks[name]}), *plans[1:])
+    return (replace(first, exact=False), *plans[1:])
+
+
+WRONG: dict[str, Callable[[Compressed], Compressed]] = {
+    "the lowest bit of a weight": lambda c: replace(c, float_model=flipped(c.float_model, 0)),
+    "the sign of a weight": lambda c: replace(c, float_model=flipped(c.float_model, 31)),
+    "training mode": lambda c: replace(c, float_model=copy.deepcopy(c.float_model).train()),
+    "no dense model": lambda c: replace(c, dense=None),
+    "no plans": lambda c: replace(c, plans=()),
+    "another plan": lambda c: replace(c, plans=moved(c.plans)),
+    "not quantized": lambda c: replace(c, quant_plan=None),
+    "other example inputs": lambda c: replace(c, example_inputs=tuple(x + 1 for x in c.example_inputs)),
+    "a frozen weight": lambda c: replace(c, float_model=copy.deepcopy(c.float_model).requires_grad_(False)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("recipe", ["magnitude:0.5+static:w8a8", "l1_filter:0.5+static:w8a8"])
+def test_the_comparison_bites(recipe: str, wrong: str, dense: nn.Module, train: Split) -> None:
+    one = made(dense, recipe, train)
+    assert list(differences(one, WRONG[wrong](one))), f"{wrong} is not seen"
+
+
+class Odd(nn.Module):
+    """What a `state_dict` does not hold, and ties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.outer = nn.Linear(4, 4)
+        self.outer.weight = self.inner.weight
+        self.register_buffer("scale", torch.rand(4), persistent=False)
+        self.register_buffer("empty", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("half", torch.rand(3).bfloat16())
+        self.factor = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x)) * self.scale * self.factor
+
+
+def changed(model: nn.Module, change: Callable[[Any], object]) -> nn.Module:
+    other = copy.deepcopy(model)
+    change(other)
+    return other
+
+
+def test_buffers_outside_the_state_and_ties_are_kept() -> None:
+    dense = Odd().eval()
+    model = changed(dense, lambda m: (m.scale.add_(1), m.half.add_(1), m.inner.weight.data.add_(1)))
+    found = again(Compressed(model, made_of_nothing, (), None, (torch.zeros(1, 4),), dense), dense).float_model
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, dict(found.named_buffers())[name]), f"{name} is not what it was"
+    assert found.outer.weight is found.inner.weight, "tied weights came apart"
+
+
+discover()
+made_of_nothing = build_entries.Recipe()
+REBUILT: dict[str, Callable[[Any], object]] = {
+    "another layer": lambda m: setattr(m, "outer", nn.Linear(4, 4, bias=False)),
+    "another class": lambda m: setattr(m, "inner", nn.Sequential(m.inner)),
+    "another attribute": lambda m: setattr(m, "factor", 3.0),
+    "another type": lambda m: m.half.data.double() is None or setattr(m, "half", m.half.double()),
+    "other strides": lambda m: setattr(m.outer, "weight", nn.Parameter(m.outer.weight.detach().t())),
+    "untied": lambda m: setattr(m.outer, "weight", nn.Parameter(m.outer.weight.detach().clone())),
+    "a hook": lambda m: m.register_forward_hook(lambda *_: None),
+    "frozen": lambda m: m.requires_grad_(False),
+    "no device": lambda m: m.to("meta"),
+}
+
+
+@pytest.mark.parametrize("rebuilt", REBUILT)
+def test_a_model_that_its_plans_do_not_explain_is_refused(rebuilt: str) -> None:
+    dense = Odd().eval()
+    model = changed(dense, REBUILT[rebuilt])
+    with pytest.raises(UNFIT):
+        again(Compressed(model, made_of_nothing, (), None, (torch.zeros(1, 4),), dense), dense)
+
+
+def test_the_structure_of_a_copy_is_the_same() -> None:
+    model = Odd()
+    assert structure_of(copy.deepcopy(model)) == structure_of(model), "copies differ"
+    assert structure_of(copy.deepcopy(model).eval()) != structure_of(model), "modes are not seen"
+
+
+@pytest.mark.parametrize("value", [object(), {1.5: 2}, [1, 2], torch.zeros(2).to_sparse(), {"a": {1, 2}}], ids=repr)
+def test_a_plan_that_has_no_spelling_is_refused(value: Any, dense: nn.Module) -> None:
+    plan = ChannelPlan({}, untouched={"here": value})
+    with pytest.raises(UNFIT):
+        encode(Compressed(dense, made_of_nothing, (plan,), None, (), dense), {})
+
+
+def test_no_pickle_is_read(dense: nn.Module, tmp_path: Path) -> None:
+    torch.save(dense.state_dict(), tmp_path / "pickle")
+    with pytest.raises(UNFIT):
+        decode((tmp_path / "pickle").read_bytes(), dense, made_of_nothing, ())
