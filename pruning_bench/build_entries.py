@@ -32,6 +32,7 @@ from pruning_bench.records import digest_of
 # What reading a damaged file, or spelling what has no spelling, may end in.
 UNFIT = (SafetensorError, PruningBenchError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 _LARGEST_HEADER = 1 << 28
+_DIGITS = 64  # of the digest, which stands before the card
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 _SPELT = {cls.__name__: cls for cls in (MaskPlan, ChannelPlan, QuantPlan, Affine)}
 
@@ -47,7 +48,9 @@ def encode(made: Compressed, about: Mapping[str, Any]) -> bytes:
     tensors = {f"model:{name}": _plain(tensor) for name, tensor in tensors_of(made.float_model).items()}
     plans = [_packed(plan, tensors) for plan in made.plans]
     text = json.dumps({**about, "plans": plans, "structure": structure_of(made.float_model)})
-    return save_tensors(tensors, {"card": text, "sha256": digest_tensors(tensors, text)})
+    return save_tensors(
+        tensors, {"card": digest_tensors(tensors, text) + text}
+    )  # one entry: several have no fixed order
 
 
 def decode(
@@ -58,10 +61,10 @@ def decode(
     Args:
         dense, recipe, inputs: what the model was compressed from, by what, and its example inputs.
     """
-    metadata, tensors = _metadata(io.BytesIO(content)), load_tensors(content)
-    if digest_tensors(tensors, metadata["card"]) != metadata["sha256"]:
+    (digest, text), tensors = _card(io.BytesIO(content)), load_tensors(content)
+    if digest_tensors(tensors, text) != digest:
         raise ValueError("another content than its digest says")
-    card = json.loads(metadata["card"])
+    card = json.loads(text)
     plans: tuple[Plan, ...] = tuple(_unpacked(plan, tensors) for plan in card["plans"])
     dense = copy.deepcopy(dense).eval()
     model = copy.deepcopy(dense)
@@ -80,17 +83,17 @@ def decode(
 
 def read_card(stream: IO[bytes]) -> dict[str, Any]:
     """The card of a file whose tensors are not read; raises one of `UNFIT`."""
-    card: dict[str, Any] = json.loads(_metadata(stream)["card"])
+    card: dict[str, Any] = json.loads(_card(stream)[1])
     return card
 
 
-def _metadata(stream: IO[bytes]) -> dict[str, str]:
-    """What stands in the header of a safetensors file besides its tensors."""
+def _card(stream: IO[bytes]) -> tuple[str, str]:
+    """The digest of the file and the text of its card, from the header."""
     size = int.from_bytes(stream.read(8), "little")
     if size > _LARGEST_HEADER:
         raise ValueError(f"a header of {size} bytes")
-    metadata: dict[str, str] = json.loads(stream.read(size))["__metadata__"]
-    return metadata
+    card = json.loads(stream.read(size))["__metadata__"]["card"]
+    return card[:_DIGITS], card[_DIGITS:]
 
 
 def _quant_plan(plans: Iterable[Plan]) -> QuantPlan | None:

@@ -262,7 +262,9 @@ def _add_cache(commands: Any) -> None:
         "in, or made inside a function) is not kept; one that reads files or variables needs --pb-no-cache. "
         "PRUNING_BENCH_CACHE names another folder, PRUNING_BENCH_CACHE_MIB another size than 2048; 0 keeps nothing."
     )
-    keeping = commands.add_parser("cache", help="the compressed models kept between runs: list, clear", description=about)
+    keeping = commands.add_parser(
+        "cache", help="the compressed models kept between runs: list, clear", description=about
+    )
     keeping.add_argument("--clear", action="store_true", help="delete them all")
     keeping.add_argument("--dir", action="store_true", help="print the folder and nothing else")
     keeping.set_defaults(run=_cache)
@@ -283,7 +285,8 @@ def _cache(chosen: argparse.Namespace) -> int:
         return 0
     kept = cache.entries()
     rows = [
-        [e.recipe, e.name, e.seed, amount(e.size, "B"), f"{datetime.fromtimestamp(e.used):%Y-%m-%d %H:%M}"] for e in kept
+        [e.recipe, e.name, e.seed, amount(e.size, "B"), f"{datetime.fromtimestamp(e.used):%Y-%m-%d %H:%M}"]
+        for e in kept
     ]
     print(tabulate(rows, headers=["recipe", "model", "seed", "size", "last use"], tablefmt="simple"))
     size = amount(sum(e.size for e in kept), "B")

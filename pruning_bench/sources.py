@@ -129,7 +129,7 @@ def _refuse_captured(function: FunctionType) -> None:
             raise UnknownSourceError(f"{function.__qualname__} holds what stands in no text")
 
 
-def _file_of_module(cls: type) -> str:
+def _file_of_module(cls: Any) -> str:
     """For a class without functions; it must be the one that its module has under its name."""
     module = sys.modules.get(cls.__module__)
     file: str = getattr(module, "__file__", None) or ""
@@ -198,7 +198,7 @@ def _modules(names: Sequence[str], folders: Sequence[str] | None = None) -> Iter
 
 
 def _find(top: str) -> ModuleSpec | None:
-    """Where a top-level module lies; nothing is imported. The standard library's and the package's are of no interest."""
+    """Where a top-level module lies; nothing is imported. None for the standard library's and the package's."""
     if top in sys.stdlib_module_names or top == pruning_bench.__name__:
         return None
     try:
