@@ -170,18 +170,24 @@ def _imported(file: Path, content: bytes) -> Iterator[Path]:
         yield folder / "__init__.py"
         folder = folder.parent
     try:
-        tree = ast.parse(content)
+        wanted = _imports_in(content)
     except (SyntaxError, ValueError):
         raise UnknownSourceError(f"{file} does not parse") from None
-    for node in ast.walk(tree):
+    for level, names in wanted:
+        yield from _modules(names, [str(file.parents[level - 1])] if level else None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports_in(content: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """What a source asks for: how many folders up (0: wherever Python looks), and the parts of the dotted name."""
+    found: list[tuple[int, tuple[str, ...]]] = []
+    for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _modules(alias.name.split("."))
+            found += [(0, tuple(alias.name.split("."))) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            folders = [str(file.parents[node.level - 1])] if node.level else None
             base = node.module.split(".") if node.module else []
-            for alias in node.names:
-                yield from _modules([*base, alias.name], folders)
+            found += [(node.level, (*base, alias.name)) for alias in node.names]
+    return tuple(dict.fromkeys(found))
 
 
 def _modules(names: Sequence[str], folders: Sequence[str] | None = None) -> Iterator[Path]:
