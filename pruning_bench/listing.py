@@ -62,5 +62,8 @@ def _metrics() -> tuple[list[str], list[list[str]]]:
 
 
 def _profiles() -> tuple[list[str], list[list[str]]]:
-    rows = [[p.name, "\n".join(recipes_of(p)), ", ".join(map(str, p.threads)), str(p.seeds)] for p in PROFILES.values()]
-    return ["profile", "recipes", "threads", "seeds of recipes that train"], rows
+    rows = [
+        [p.name, "\n".join(recipes_of(p)), ", ".join(map(str, p.threads)), str(p.seeds), "\n".join(p.leaves_out)]
+        for p in PROFILES.values()
+    ]
+    return ["profile", "recipes", "threads", "seeds of recipes that train", "models left out"], rows

@@ -85,10 +85,12 @@ class Suite:
         self._check_names()
         checkpoints = Path(options.checkpoints).absolute() if options.checkpoints else SHIPPED
         pairs = cases.reference_pairs(DATASETS, checkpoints)
-        chosen = [(m, d) for m, d in pairs if m in (options.model or MODELS) and d in (options.dataset or DATASETS)]
+        models = options.model or [name for name in MODELS if name not in self.profile.leaves_out]
+        chosen = [(m, d) for m, d in pairs if m in models and d in (options.dataset or DATASETS)]
         if not chosen:
             raise PruningBenchError("suite", "no trained model", "a checkpoint of a registered model", str(checkpoints))
-        known = tuple(dict.fromkeys([*pairs, *cases.reference_pairs(DATASETS, SHIPPED)]))
+        everywhere = dict.fromkeys([*pairs, *cases.reference_pairs(DATASETS, SHIPPED)])
+        known = [(m, d) for m, d in everywhere if m not in self.profile.leaves_out]
         self.whole = [case for device in ("cpu", "cuda") for case in cases.grid(self.profile, known, device=device)]
         self.grid = cases.grid(
             self.profile,

@@ -6,9 +6,13 @@ from pruning_bench.errors import UnknownNameError
 from pruning_bench.models.activations import ACTIVATIONS
 from pruning_bench.models.contract import build_model
 from pruning_bench.models.image_classifier import image_classifier
+from pruning_bench.models.lenet5 import lenet5
+from pruning_bench.models.mobilenet_v2 import mobilenet_v2
 from pruning_bench.models.resnet20 import BasicBlock, resnet20
+from pruning_bench.models.vit_tiny import vit_tiny
 
-NAMES = ("image_classifier", "resnet20")
+ACTIVATED = {"image_classifier": 5, "lenet5": 4, "resnet20": 19}  # how many activations there are to choose
+NAMES = (*ACTIVATED, "mobilenet_v2", "vit_tiny")
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -50,6 +54,7 @@ RESNET = (
     [(64, 10)],
     272_186,
 )
+LENET = ([(1, 6, 5, 1), (6, 16, 5, 1)], [(400, 120), (120, 84), (84, 10)], 61_706)
 
 
 def mutant_wide_kernels():
@@ -67,6 +72,33 @@ def mutant_no_projection():
 def test_structure():
     check_structure(image_classifier, *CLASSIFIER)
     check_structure(resnet20, *RESNET)
+    check_structure(lenet5, *LENET)
+
+
+def check_resolution(model: nn.Module, layer: nn.Module, expected: tuple[int, ...]) -> None:
+    """The layer gives features of the expected shape for one image of 32 x 32."""
+    shapes: list[tuple[int, ...]] = []
+    layer.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape)))
+    model(inputs(1))
+    assert shapes == [expected], f"features {shapes}, should be {[expected]}"
+
+
+def test_the_small_images_of_mobilenet_v2_keep_4_by_4_points():
+    model = mobilenet_v2()
+    check_resolution(model.eval(), model.features[-1], (1, 1280, 4, 4))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == 699_770, f"{count} parameters"
+    mutant = mobilenet_v2()
+    mutant.features[0][0].stride = (2, 2)  # as for photographs
+    with pytest.raises(AssertionError, match="should be"):
+        check_resolution(mutant.eval(), mutant.features[-1], (1, 1280, 4, 4))
+
+
+def test_vit_tiny_sees_64_patches_and_a_class_token():
+    model = vit_tiny()
+    check_resolution(model.eval(), model.encoder, (1, 65, 96))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == 459_850, f"{count} parameters"
 
 
 @pytest.mark.parametrize(("mutant", "expected"), [(mutant_wide_kernels, CLASSIFIER), (mutant_no_projection, RESNET)])
@@ -84,17 +116,17 @@ def test_classes_and_channels_are_as_asked(name):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ACTIVATED)
 def test_activation_is_the_chosen_one_everywhere(name, activation):
     model = build_model(name, activation=activation)
     found = [type(layer) for layer in model.modules() if isinstance(layer, tuple(ACTIVATIONS.values()))]
-    expected = [ACTIVATIONS[activation]] * {"image_classifier": 5, "resnet20": 19}[name]
+    expected = [ACTIVATIONS[activation]] * ACTIVATED[name]
     assert found == expected, (
         f"{name}: {len(found)} activations {set(found)}, should be {len(expected)} of {activation}"
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ACTIVATED)
 def test_unknown_activation_names_the_closest(name):
     with pytest.raises(UnknownNameError, match="'reluu', should be 'relu'"):
         build_model(name, activation="reluu")
@@ -126,7 +158,8 @@ class WithoutSkip(BasicBlock):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_matters(name):
-    check_every_layer_matters(randomised(build_model(name, activation="leaky_relu")))  # which never dies
+    options = {"activation": "leaky_relu"} if name in ACTIVATED else {}  # it never dies
+    check_every_layer_matters(randomised(build_model(name, **options)))
 
 
 def test_check_every_layer_rejects_mutant_without_skip():
