@@ -93,8 +93,9 @@ def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
     ]
     if "agreement_simulation" in _quality_due(case):
         simulated = bench.simulated_logits(case)
-        quantized = bench.compressed(case).quant_plan is not None
-        detail = {"dense": accuracy.agreement(dense, simulated), "quantized": quantized}
+        detail = {}
+        if bench.compressed(case).quant_plan is not None:
+            detail = {"float": accuracy.agreement(bench.float_logits(case), simulated)}
         measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated), detail=detail))
     if case == case.dense and (control := _flipped(record, logits, labels)):
         measured.append(control)

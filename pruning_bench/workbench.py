@@ -107,6 +107,18 @@ class Workbench:
 
         return self._once(key, simulated)
 
+    def float_logits(self, case: Case) -> Tensor:
+        """float32 [N, classes]: what the model just before quantization gives on the test split."""
+        if len(list(grammar.parse(case.recipe).steps())) == 1:  # quantized and nothing else
+            return self.logits(case.dense)
+
+        def made() -> Tensor:
+            unquantized = replace(self.compressed(case), quant_plan=None)
+            session = RUNTIMES["eager"].build(unquantized, self.example_inputs(case))
+            return self._run(session.run, case, 1, cores() if session.concurrent else 1)
+
+        return self._once(("float", case.model, case.dataset, case.recipe, case.seed), made)
+
     def put(self, case: Case, compressed: Compressed) -> None:
         """Takes a compressed model that was read from a file instead of making it."""
         self._made["compressed", case.model, case.dataset, case.recipe, case.seed] = compressed

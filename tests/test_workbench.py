@@ -72,3 +72,13 @@ def test_only_sessions_that_allow_it_run_several_batches_at_once(
     monkeypatch.setattr(bench, "session", session)
     bench.logits(CASE)
     assert pools == [most], f"{pools} workers, should be {most}"
+
+
+def test_a_quantized_model_is_compared_with_what_was_quantized(bench: Workbench) -> None:
+    quantized = replace(CASE, recipe="static:w8a8")
+    assert bench.float_logits(quantized) is bench.logits(CASE), "nothing but quantization: the dense model"
+    combined = replace(CASE, recipe="l1_filter:0.5+static:w8a8")
+    pruned = bench.logits(replace(CASE, recipe="l1_filter:0.5"))
+    found = bench.float_logits(combined)
+    assert torch.allclose(found, pruned, rtol=1e-4, atol=1e-4), f"off by {float((found - pruned).abs().max())}"
+    assert not torch.allclose(found, bench.logits(CASE), rtol=1e-2), "the dense model's instead"

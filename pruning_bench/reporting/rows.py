@@ -39,7 +39,7 @@ class Row:
         processes: behind the speed-up; one says little of others.
         strongest_speedup, strongest: time of the strongest dense model here / time; and which that is.
         simulation_agreement: of a quantized model, the share of test predictions equal to those of its simulation.
-        simulation_agreement_dense: the same share of the dense model, for comparison.
+        simulation_agreement_float: the same share of the model just before quantization, for comparison.
         quantized_layers: how many layers the plan quantizes; None where the runtime lists no kernels.
         float_fallbacks: those of them that ran in float all the same, as `layer (operator dtype)`.
         outcome: the worst of the case's verdicts, "" when nothing of it was judged.
@@ -66,7 +66,7 @@ class Row:
     strongest_speedup: float | None = None
     strongest: str = ""
     simulation_agreement: float | None = None
-    simulation_agreement_dense: float | None = None
+    simulation_agreement_float: float | None = None
     quantized_layers: int | None = None
     float_fallbacks: tuple[str, ...] = ()
     outcome: str = ""
@@ -133,9 +133,9 @@ def _measured(group: str, seeds: Mapping[int, Metrics], known: Processes | None,
 
 def _quantized(row: Row, agreement: Measurement | None, latency: Measurement | None) -> Row:
     """With what tells whether a quantized model runs as quantized; the row as it is for any other."""
-    if agreement and agreement.detail.get("quantized"):
-        dense = agreement.detail.get("dense")
-        row = replace(row, simulation_agreement=agreement.value, simulation_agreement_dense=dense)
+    if agreement and "float" in agreement.detail:
+        unquantized = agreement.detail["float"]
+        row = replace(row, simulation_agreement=agreement.value, simulation_agreement_float=unquantized)
     if latency and "quantized_layers" in latency.detail:
         fallbacks = tuple(map(str, latency.detail.get("float_fallbacks", ())))
         row = replace(row, quantized_layers=latency.detail["quantized_layers"], float_fallbacks=fallbacks)
@@ -209,17 +209,17 @@ def name_only(row: Row) -> str:
 
 
 def off_simulation(row: Row) -> str:
-    """In plain words, when the dense model predicts more as the simulation does than the runtime; "" otherwise.
+    """In plain words, when the unquantized model predicts more as the simulation does than the runtime; "" otherwise.
 
     Example:
-        >>> off_simulation(Row("", "", "", "", "", simulation_agreement=0.99, simulation_agreement_dense=0.998))
-        'not what the plan says: predicts as its simulation in 99.00 %, the dense model in 99.80 %'
+        >>> off_simulation(Row("", "", "", "", "", simulation_agreement=0.99, simulation_agreement_float=0.998))
+        'not what the plan says: predicts as its simulation in 99.00 %, the unquantized model in 99.80 %'
     """
-    own, dense = row.simulation_agreement, row.simulation_agreement_dense
-    if own is None or dense is None or own >= dense:
+    own, unquantized = row.simulation_agreement, row.simulation_agreement_float
+    if own is None or unquantized is None or own >= unquantized:
         return ""
-    shares = f"predicts as its simulation in {text.percent(own, 2)}, the dense model in {text.percent(dense, 2)}"
-    return f"not what the plan says: {shares}"
+    shares = f"in {text.percent(own, 2)}, the unquantized model in {text.percent(unquantized, 2)}"
+    return f"not what the plan says: predicts as its simulation {shares}"
 
 
 def paper_claim(row: Row) -> str:

@@ -108,9 +108,9 @@ def simulation_notes(rows: Iterable[Row]) -> list[str]:
     parts = []
     for row in rows:
         if row.simulation_agreement is not None:
-            dense = f" (dense: {text.percent(row.simulation_agreement_dense, 2)})"
+            unquantized = f" (unquantized: {text.percent(row.simulation_agreement_float, 2)})"
             where = f"{row.recipe or row.case_id} on {row.runtime} {row.settings}".rstrip()
-            parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{dense}")
+            parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{unquantized}")
     return [f"test predictions equal to those of the quantized model's simulation: {'; '.join(parts)}"] if parts else []
 
 

@@ -218,12 +218,11 @@ def quantized(recipe_runtime="onnxruntime", fallbacks=(), layers=3, agreement=0.
     case = case_id(LONGEST, recipe_runtime)
     detail = {"kernels": [], "quantized_layers": layers, "float_fallbacks": list(fallbacks)}
     shown = [replace(m, detail=detail) if (m.case_id, m.metric) == (case, "latency") else m for m in WHOLE.measurements]
-    told = {"dense": 0.93, "quantized": True}
-    dense = {"dense": 1.0, "quantized": False}
+    told = {"float": 0.93}
     return make_run([
         *shown,
         Measurement(case, "agreement_simulation", agreement, "1", "higher", "shown", detail=told),
-        Measurement(CASES[1], "agreement_simulation", 1.0, "1", "higher", "shown", detail=dense),
+        Measurement(CASES[1], "agreement_simulation", 1.0, "1", "higher", "shown"),
     ])  # fmt: skip
 
 
@@ -255,20 +254,20 @@ def test_int8_in_name_only_is_called_so_in_every_format(fallbacks, words):
 
 def test_the_agreement_with_the_simulation_is_told():
     run = quantized()
-    words = f"simulation: {LONGEST} on onnxruntime 99.97 % (dense: 93.00 %)"
+    words = f"simulation: {LONGEST} on onnxruntime 99.97 % (unquantized: 93.00 %)"
     texts = every_format(run)
     for name in ("terminal", "Markdown"):
         assert words in texts[name], f"not told in {name}: {texts[name]}"
-        assert texts[name].count("(dense:") == 1, f"a row that is not quantized is listed in {name}"
+        assert texts[name].count("(unquantized:") == 1, f"a row that is not quantized is listed in {name}"
     rows = {row["case_id"]: row for row in json.loads(texts["JSON"])["rows"]}
     row = rows[case_id(LONGEST, "onnxruntime")]
-    assert (row["simulation_agreement"], row["simulation_agreement_dense"]) == (0.9997, 0.93), f"{row}"
+    assert (row["simulation_agreement"], row["simulation_agreement_float"]) == (0.9997, 0.93), f"{row}"
     assert rows[CASES[1]]["simulation_agreement"] is None, "dense is not quantized"
     assert "simulation" not in every_format(WHOLE)["terminal"], "a note about nothing"
 
 
 def test_a_runtime_further_from_the_simulation_than_dense_is_told():
-    words = "not what the plan says: predicts as its simulation in 92.00 %, the dense model in 93.00 %"
+    words = "not what the plan says: predicts as its simulation in 92.00 %, the unquantized model in 93.00 %"
     for name, shown in every_format(quantized(agreement=0.92)).items():
         assert words in shown, f"not told in {name}: {shown}"
     for name, shown in every_format(quantized(agreement=0.93)).items():
