@@ -76,8 +76,16 @@ def _user_files() -> list[str]:
     definitions = [type(RUNTIMES[name]) for name in RUNTIMES] + [MODELS[name].build for name in MODELS]
     definitions += [DATASETS[name].load for name in DATASETS]
     definitions += [STEPS[name] for name in STEPS]
-    files = {Path(inspect.getfile(definition)).resolve() for definition in definitions}
+    files = {_file_of(definition).resolve() for definition in definitions}
     return sorted(str(file) for file in files if package not in file.parents)
+
+
+def _file_of(definition: Any) -> Path:
+    """Where a function or a class was written: by its code, for two modules may share a name (`conftest`)."""
+    parts = vars(definition).values() if isinstance(definition, type) else [definition]
+    functions = (inspect.unwrap(part) for part in parts if inspect.isfunction(part))
+    files = (function.__code__.co_filename for function in functions)
+    return Path(next((file for file in files if not file.startswith("<")), None) or inspect.getfile(definition))
 
 
 def _run(request: dict[str, Any], folder: Path, number: int) -> list[Measurement]:

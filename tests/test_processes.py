@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -72,3 +74,41 @@ def test_the_limit_grows_with_the_cases(tmp_path: Path, monkeypatch: pytest.Monk
             processes._run({"cases": cases}, tmp_path, 0)
     expected = [processes.START_SECONDS, processes.START_SECONDS + 3 * processes.CASE_SECONDS]
     assert limits == expected, f"limits {limits}, should be {expected}"
+
+
+DEFINITION = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class {name}:
+    def plan(self, model, level, context):
+        return None
+"""
+
+
+def check_files_of_modules_with_one_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Definitions of two files are found in both, even where the second took the name of the first as a module."""
+    files = {}
+    for name in ("First", "Second"):
+        (folder / name).mkdir()
+        file = folder / name / "conftest.py"
+        file.write_text(DEFINITION.format(name=name))
+        spec = importlib.util.spec_from_file_location("conftest", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "conftest", module)
+        spec.loader.exec_module(module)
+        files[getattr(module, name)] = file
+    for definition, file in files.items():
+        assert processes._file_of(definition) == file, f"{definition} is said to be in another file than {file}"
+
+
+def test_files_are_told_apart_where_modules_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_files_of_modules_with_one_name(tmp_path, monkeypatch)
+
+
+def test_the_check_rejects_asking_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_file_of", lambda definition: Path(inspect.getfile(definition)))
+    with pytest.raises(AssertionError, match="another file"):
+        check_files_of_modules_with_one_name(tmp_path, monkeypatch)
