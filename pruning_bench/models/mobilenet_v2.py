@@ -7,7 +7,7 @@ convolution does not reduce the image, nor does the third stage from the end, so
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import MobileNetV2
+from torchvision.models import MobileNetV2  # type: ignore[import-untyped,unused-ignore]
 
 from pruning_bench.models.contract import reference_model
 
@@ -42,4 +42,5 @@ def mobilenet_v2(
     stem = model.features[0]
     stem[0] = nn.Conv2d(in_channels, stem[0].out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem[0].weight, mode="fan_out")
-    return model
+    built: nn.Module = model
+    return built

@@ -6,7 +6,7 @@ Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv 2010.11929; 
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer  # type: ignore[import-untyped,unused-ignore]
 
 from pruning_bench.models.contract import reference_model
 
@@ -32,4 +32,5 @@ def vit_tiny(*, num_classes: int = 10, in_channels: int = 1, dropout: float = 0.
     model.conv_proj = nn.Conv2d(in_channels, model.hidden_dim, PATCH, PATCH)
     nn.init.trunc_normal_(model.conv_proj.weight, std=(in_channels * PATCH * PATCH) ** -0.5)
     nn.init.zeros_(model.conv_proj.bias)
-    return model
+    built: nn.Module = model
+    return built
