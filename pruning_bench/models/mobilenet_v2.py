@@ -23,9 +23,7 @@ STAGES = (  # expansion, channels, blocks, stride of the first block; from 32 x 
 
 
 @reference_model
-def mobilenet_v2(
-    *, num_classes: int = 10, in_channels: int = 1, width: float = 0.5, dropout: float = 0.2
-) -> nn.Module:
+def mobilenet_v2(*, num_classes: int = 10, in_channels: int = 1, width: float = 0.5, dropout: float = 0.2) -> nn.Module:
     """torchvision's MobileNetV2, small-image strides and random weights; 0.7 million parameters at half width.
 
     Args:
