@@ -169,7 +169,7 @@ class WithoutSkip(BasicBlock):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_matters(name):
     options = {"activation": "leaky_relu"} if name in ACTIVATED else {}  # it never dies
-    check_every_layer_matters(randomised(calibrated(build_model(name, **options))))
+    check_every_layer_matters(calibrated(randomised(build_model(name, **options))))
 
 
 def test_check_every_layer_rejects_mutant_without_skip():
