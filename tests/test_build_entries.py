@@ -218,7 +218,7 @@ def test_the_structure_of_a_copy_is_the_same() -> None:
     assert structure_of(copy.deepcopy(model).eval()) != structure_of(model), "modes are not seen"
 
 
-@pytest.mark.parametrize("value", [object(), {1.5: 2}, [1, 2], torch.zeros(2).to_sparse(), {"a": {1, 2}}], ids=repr)
+@pytest.mark.parametrize("value", [object, {1.5: 2}, [1, 2], torch.zeros(2).to_sparse(), {"a": {1, 2}}], ids=repr)
 def test_a_plan_that_has_no_spelling_is_refused(value: Any, dense: nn.Module) -> None:
     plan = ChannelPlan({}, untouched={"here": value})
     with pytest.raises(UNFIT):
