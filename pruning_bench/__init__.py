@@ -27,6 +27,10 @@ _HOME = {
     "training_step": "pruning_bench.training.contract",
     "reference_model": "pruning_bench.models.contract",
     "reference_dataset": "pruning_bench.datasets.contract",
+    "trained_model": "pruning_bench.models.contract",
+    "evaluation_data": "pruning_bench.datasets.contract",
+    "score": "pruning_bench.metrics.contract",
+    "cosine_agreement": "pruning_bench.metrics.scores",
     "runtime": "pruning_bench.runtimes.contract",
     "PruningBenchError": "pruning_bench.errors",
 }

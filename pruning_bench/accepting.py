@@ -99,7 +99,8 @@ def _measure(
 
     bench = workbench.Workbench(folder=data, full=data is not None, checkpoints=checkpoints or SHIPPED)
     device = "cuda" if any("-cuda" in case_id for case_id in case_ids) else "cpu"
-    here = environment.of_suite(RUNTIMES, device)
+    measured = [name.removeprefix("runtime ") for name in run.environment.must_match if name.startswith("runtime ")]
+    here = environment.of_suite(RUNTIMES, device, [name for name in measured if name in RUNTIMES])
     if here.key != run.environment.key:
         changed = "; ".join(differences(run.environment.must_match, here.must_match))
         expected = "accepted where they were measured, with the run's own definitions (--import)"

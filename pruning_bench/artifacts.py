@@ -23,7 +23,8 @@ from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
-from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.cast import cast
+from pruning_bench.quantization.contract import FLOATS, Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 
 FORMAT = 1
@@ -56,6 +57,8 @@ def save(
         "recipe": str(compressed.recipe),
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
         "ranges": {name: [a.low, a.high, a.axis] for name, a in _affines(compressed.quant_plan).items()},
+        **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
+        **({"dtype": plan.dtype} if plan and plan.dtype else {}),
         "versions": {"pruning_bench": __version__, "torch": torch.__version__},
         **(about or {}),
     }
@@ -78,7 +81,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     made, inputs, plan = _read(card, tensors, path)
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
     try:
-        if plan is not None:
+        if plan is not None and plan.dtype is None:
             built = fold_batch_norms(built, inputs)
             state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
@@ -89,6 +92,11 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     return Compressed(built.eval(), made, (), plan, inputs)
 
 
+def file_size(compressed: Compressed) -> int:
+    """Bytes of the safetensors file that `save` writes."""
+    return len(to_bytes(tensors_of(compressed)))
+
+
 def file_sizes(compressed: Compressed) -> tuple[int, int]:
     """Bytes of the safetensors file that `save` writes: as it is, and zipped (zlib, level 6)."""
     data = to_bytes(tensors_of(compressed))
@@ -96,12 +104,15 @@ def file_sizes(compressed: Compressed) -> tuple[int, int]:
 
 
 def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
-    """What is stored: the state of the float model; if quantized, the folded state with integer codes and scales."""
+    """What is stored: the state of the float model, in its type if cast; if quantized, the folded state with integer
+    codes and scales.
+    """
     plan = compressed.quant_plan
-    if plan is None:
-        return {
-            name: tensor.detach().contiguous().clone() for name, tensor in compressed.float_model.state_dict().items()
-        }
+    if plan is None or plan.dtype is not None:
+        model = compressed.float_model
+        if plan is not None and plan.dtype is not None:
+            model = cast(model, plan.dtype).model
+        return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
     state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, affine in plan.weights.items():
@@ -124,7 +135,7 @@ def _read(
     """Recipe, example inputs and quantization of a card; a dense checkpoint's has none of them."""
     try:
         inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in card.get("inputs", ()))
-        return recipe.parse(card.get("recipe", "dense")), inputs, _plan_from(tensors, card.get("ranges", {}))
+        return recipe.parse(card.get("recipe", "dense")), inputs, _plan_from(tensors, card)
     except KeyError as problem:
         raise CheckpointError("load", f"no tensor {problem}", "scales for every range of the card", str(path)) from None
     except (PruningBenchError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
@@ -133,7 +144,12 @@ def _read(
         raise CheckpointError("load", found, "recipe, inputs and ranges as save() writes them", where) from None
 
 
-def _plan_from(tensors: Mapping[str, Tensor], ranges: Mapping[str, Any]) -> QuantPlan | None:
+def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantPlan | None:
+    if "dtype" in card:
+        if card["dtype"] not in FLOATS:
+            raise ValueError(f"dtype {card['dtype']!r}")
+        return QuantPlan({}, dtype=card["dtype"])
+    ranges: Mapping[str, Any] = card.get("ranges", {})
     if not ranges:
         return None
     affines = {
@@ -143,4 +159,5 @@ def _plan_from(tensors: Mapping[str, Tensor], ranges: Mapping[str, Any]) -> Quan
     return QuantPlan(
         weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
         activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
+        dynamic=card.get("dynamic") is True,
     )

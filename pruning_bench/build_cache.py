@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import pruning_bench
 from pruning_bench.build_entries import UNFIT, decode, digest_tensors, encode, read_card, structure_of, tensors_of
@@ -221,11 +222,13 @@ def key_of(order: Order) -> dict[str, Any] | None:
     """All that the model of an order depends on; None where it cannot be told."""
     methods = [step.method() for step in order.recipe.steps()]
     others = [order.builder, *map(type, order.dense.modules()), type(order.dataset.train)]
-    train = {name: value for name, value in vars(order.dataset.train).items() if isinstance(value, Tensor)}
+    train = {
+        str(at): value for at, value in enumerate(tree_leaves(vars(order.dataset.train))) if isinstance(value, Tensor)
+    }
     try:
         code = {"package": package_digest(), "sources": sources_of(map(type, methods), others)}
         dense = [structure_of(order.dense), digest_tensors(tensors_of(order.dense))]
-    except (UnknownSourceError, RuntimeError, TypeError):  # of a source; of a tensor without bytes of its own
+    except (UnknownSourceError, RuntimeError, TypeError, ValueError):  # a source; an attribute; a tensor without bytes
         return None
     return {
         "format": FORMAT,
@@ -272,7 +275,7 @@ def _environment() -> Mapping[str, str]:
 
 def _decoded(content: bytes, order: Order, path: Path) -> Compressed:
     """The model of the entry at `path`; raises one of `UNFIT` unless the file is whole and of that name."""
-    inputs = (order.dataset.train.inputs(slice(0, 1)),)
+    inputs = order.dataset.train.arguments(slice(0, 1))
     served, card = decode(content, order.dense, order.recipe, inputs)
     if name_of(card["key"]) != path.stem:
         raise ValueError("another key than its name says")

@@ -12,8 +12,11 @@ import enum
 import hashlib
 import io
 import json
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 import torch
@@ -124,11 +127,16 @@ def digest_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def structure_of(model: nn.Module) -> str:
-    """Digest of all about a model but the values of its tensors: classes, attributes, shapes, strides, flags, ties."""
+    """Digest of all about a model but the values of its tensors: classes, attributes, shapes, strides, flags, ties.
+
+    Raises:
+        TypeError: an attribute that has no spelling, so that nobody could tell whether it is still the same.
+    """
     rows: list[Any] = []
+    spell = _Speller().spell
     for path, module in model.named_modules(remove_duplicate=False):
-        attributes = [[name, _spelt(value)] for name, value in sorted(vars(module).items()) if name not in _MEMBERS]
-        rows.append([path, _spelt(type(module)), attributes])
+        attributes = [[name, spell(value)] for name, value in sorted(vars(module).items()) if name not in _MEMBERS]
+        rows.append([path, _named(type(module)), attributes])
     first: dict[int, str] = {}
     for name, tensor in tensors_of(model).items():
         layout = [str(tensor.dtype), list(tensor.shape), list(tensor.stride()), tensor.requires_grad]
@@ -136,20 +144,70 @@ def structure_of(model: nn.Module) -> str:
     return digest_of(rows)
 
 
-def _spelt(value: object) -> Any:
-    """An attribute as JSON; of what has no text of its own the name, without that of a module, which may differ."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Tensor):
-        return digest_tensors({"": value})
-    if isinstance(value, Mapping):
-        return [[str(name), _spelt(item)] for name, item in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [_spelt(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    if isinstance(value, (torch.dtype, torch.device, enum.Enum)):
-        return str(value)
+class _Speller:
+    """Attributes as JSON, those of objects included: what a copy of them is made of; each object is spelt once."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, str] = {}
+        self._kept: list[object] = []  # so that no id is given again
+        self._inside: list[int] = []
+
+    def spell(self, value: object) -> Any:
+        """Raises `TypeError` for what has no spelling: what cannot be copied, like a lock or an open file."""
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, Tensor):
+            return digest_tensors({"": value})
+        if isinstance(value, bytes):
+            return hashlib.sha256(value).hexdigest()
+        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, complex, enum.Enum)):
+            return str(value)
+        if isinstance(value, (type, ModuleType)):
+            return _named(value)
+        if isinstance(value, weakref.ref):  # recurrent layers hold their weights so
+            return ["weak", self.spell(value())]
+        if type(value) is tuple:
+            return [self.spell(item) for item in value]
+        if id(value) in self._inside:
+            return ["inside", self._inside.index(id(value))]
+        if id(value) not in self._digests:
+            self._inside.append(id(value))
+            self._kept.append(value)
+            self._digests[id(value)] = digest_of([_named(type(value)), self._parts(value)])
+            self._inside.pop()
+        return [_named(type(value)), self._digests[id(value)]]
+
+    def _parts(self, value: object) -> list[Any]:
+        if type(value) in (dict, OrderedDict):
+            return [[self.spell(name), self.spell(item)] for name, item in value.items()]  # type: ignore[attr-defined]
+        if type(value) in (set, frozenset):
+            return sorted(json.dumps(self.spell(item)) for item in value)  # type: ignore[attr-defined]
+        if type(value) is list:
+            return [self.spell(item) for item in value]
+        if isinstance(value, FunctionType):  # its code counts by its source
+            held = [cell.cell_contents for cell in value.__closure__ or ()]
+            return [_named(value), *map(self.spell, (held, value.__defaults__, value.__kwdefaults__))]
+        if isinstance(value, BuiltinFunctionType):
+            return [_named(value), self.spell(value.__self__)]
+        if isinstance(value, MethodType):
+            return [self.spell(value.__func__), self.spell(value.__self__)]
+        return self._copied(value)
+
+    def _copied(self, value: object) -> list[Any]:
+        """An object by what `copy` would make it anew from."""
+        try:
+            made = value.__reduce_ex__(4)
+            if isinstance(made, str):
+                return [made]
+            function, arguments, state, items, pairs = (*made, *[None] * 3)[:5]
+            content = [list(items or ()), list(pairs or ())]
+        except Exception as problem:
+            raise TypeError(f"{type(value).__name__} has no spelling: {problem}") from problem
+        return [_named(function), *map(self.spell, (tuple(arguments), state, *content))]
+
+
+def _named(value: object) -> str:
+    """Without the name of its module, which may differ."""
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 

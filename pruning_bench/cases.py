@@ -14,6 +14,7 @@ from pruning_bench.registry import MODELS, RUNTIMES, STEPS
 
 COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
 FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
+RANDOM = "random"  # the data set of models that have no data of their own: noise, for shapes and times
 _ID = re.compile(
     r"(?P<model>[a-z0-9_:]+)-(?P<dataset>[a-z0-9_]+)/(?P<recipe>[^/]+)/(?P<runtime>[a-z0-9_]+)"
     r"(?:-(?P<device>cuda))?(?:-t(?P<threads>[1-9][0-9]*))?(?:-b(?P<batch>[1-9][0-9]*))?(?:-s(?P<seed>[1-9][0-9]*))?\Z"
@@ -51,6 +52,11 @@ class Case:
         return replace(self, recipe="dense", seed=0)
 
     @property
+    def labelled(self) -> bool:
+        """Whether its test examples have labels, so that the quality of predictions means something."""
+        return self.dataset != RANDOM
+
+    @property
     def trains(self) -> bool:
         """Whether the recipe changes weights by gradient, so that seeds are the unit of its accuracy."""
         methods = [STEPS[step.name] for step in grammar.parse(self.recipe).steps()]
@@ -83,6 +89,7 @@ class Profile:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
+        optional: runtimes that few have, or that take long to build, belong to it too.
         seeds: how many seeds a recipe that trains is run with; the further ones are there for accuracy, not timed.
     """
 
@@ -93,13 +100,28 @@ class Profile:
     seeds: int = 1
     leaves_out: tuple[str, ...] = ()
     decide: bool = False
+    optional: bool = False
 
 
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
     "ci": Profile("ci", examples=True, seeds=5),
-    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5, decide=True),
+    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5, decide=True, optional=True),
 }
+
+
+OWN = ("dense", "magnitude:0.5", "static:w8a8")
+
+
+def own_profile(name: str, recipes: Sequence[str] = ()) -> Profile:
+    """The profile of that name for a user's own models: `dense`, and their recipes or, without any, those of `OWN`.
+
+    Example:
+        >>> own_profile("ci", ["magnitude:0.7"]).recipes
+        ('dense', 'magnitude:0.7')
+    """
+    chosen = tuple(dict.fromkeys(("dense", *(recipes or OWN))))
+    return replace(profile(name), recipes=chosen, examples=False)
 
 
 def profile(name: str) -> Profile:
@@ -117,6 +139,34 @@ def recipes_of(chosen: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(grammar.parse(text)) for text in texts))
 
 
+def runtimes_of(chosen: Profile) -> tuple[str, ...]:
+    """The runtimes of a profile, whether they are here or not."""
+    return tuple(name for name in RUNTIMES if chosen.optional or not getattr(RUNTIMES[name], "optional", False))
+
+
+def is_cast(recipe: str) -> bool:
+    """Whether a recipe only casts the dense model to another floating-point type.
+
+    Example:
+        >>> is_cast("dense")
+        False
+    """
+    steps = list(grammar.parse(recipe).steps())
+    return bool(steps) and all(getattr(STEPS[step.name].tags, "casts", False) for step in steps)
+
+
+def rivals_of(cases: Iterable[Case]) -> tuple[tuple[str, str], ...]:
+    """(runtime, recipe) of what may be the strongest dense model of a run.
+
+    That is the dense model on every runtime of the cases and on those that every profile has, and the casts among the
+    cases.
+    """
+    chosen = list(cases)
+    names = {*runtimes_of(PROFILES["smoke"]), *(case.runtime for case in chosen)}
+    casts = {(case.runtime, case.recipe) for case in chosen if is_cast(case.recipe)}
+    return (*((name, "dense") for name in sorted(names)), *sorted(casts))
+
+
 def grid(
     chosen: Profile,
     models: Iterable[tuple[str, str]],
@@ -132,7 +182,7 @@ def grid(
         models: (model, data set) pairs.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
-    names = tuple(RUNTIMES) if runtimes is None else tuple(runtimes)
+    names = runtimes_of(chosen) if runtimes is None else tuple(runtimes)
     cases: dict[Case, None] = {}
     for model, dataset in models:
         for text in texts:
@@ -154,3 +204,8 @@ def reference_pairs(datasets: Iterable[str], checkpoints: Path) -> list[tuple[st
     from pruning_bench.models.checkpoints import checkpoint_path
 
     return [(m, d) for m in MODELS for d in datasets if checkpoint_path(m, d, checkpoints).is_file()]
+
+
+def ready_pairs(models: Iterable[str]) -> list[tuple[str, str]]:
+    """(model, data set) pairs of those models that bring their weights themselves; raises `UnknownNameError`."""
+    return [(name, RANDOM) for name in dict.fromkeys(models) if MODELS[name].ready is not None]

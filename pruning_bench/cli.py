@@ -1,4 +1,4 @@
-"""The command line: `pruning-bench list | train | compress | compare | doctor | judge | accept | cache`.
+"""The command line: `pruning-bench list | train | compress | compare | compare-runs | doctor | judge | accept | cache`.
 
 Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to be judged.
 """
@@ -55,7 +55,7 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
         _add_training(training)
 
     making = commands.add_parser("compress", help="run a recipe on a trained model and write the result")
-    making.add_argument("model", help="a registered model with a shipped checkpoint, or the path of a checkpoint")
+    making.add_argument("model", help="a registered model, torchvision:NAME[:WEIGHTS], or a checkpoint's path")
     making.add_argument("recipe", help="for instance l1_filter:0.5+finetune:2+static:w8a8")
     making.add_argument("-o", "--output", required=True, type=Path, help="the safetensors file to write")
     making.add_argument(
@@ -77,6 +77,13 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     comparing.add_argument("--threads", type=int, default=1, metavar="N", help="of each call (default: %(default)s)")
     comparing.add_argument("--no-time", dest="timed", action="store_false", help="do not measure latencies")
     comparing.set_defaults(run=_compare)
+
+    both = commands.add_parser("compare-runs", help="two recorded runs: what changed but times, say with torch")
+    which = "id (or its beginning), file, 'latest', or torch=2.11 for the latest run with that version"
+    both.add_argument("a", metavar="A", help=which)
+    both.add_argument("b", metavar="B", help="the same; changes are those of B against A")
+    both.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
+    both.set_defaults(run=_compare_runs)
 
     examining = commands.add_parser("doctor", help="what is fit to measure here, what is missing, how to mend it")
     examining.add_argument(
@@ -103,12 +110,18 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     accepting.add_argument(
         "--checkpoints", type=Path, default=None, help="folder of your own models, if the run used it"
     )
-    accepting.add_argument(
-        "--import", dest="imports", action="append", default=[], metavar="FILE", help="a conftest.py with definitions"
-    )
     accepting.set_defaults(run=_accept)
+    for command in (listing, making, comparing, accepting):
+        command.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="a file with definitions; those of the conftest.py and the pyproject.toml here are known",
+        )
     for command in (judging, accepting):
-        command.add_argument("run_id", metavar="RUN", help="id (or its beginning), file, or 'latest'")
+        command.add_argument("run_id", metavar="RUN", help="id (or its beginning), file, 'latest', or torch=2.11")
         command.add_argument(
             "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
         )
@@ -127,6 +140,15 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=command.run)
 
 
+def _use_own(chosen: argparse.Namespace) -> None:
+    """Registers the user's own definitions."""
+    from pruning_bench.discover import discover
+    from pruning_bench.own import use_own
+
+    discover()
+    use_own(Path.cwd(), chosen.imports)
+
+
 def _list(chosen: argparse.Namespace) -> int:
     from tabulate import tabulate
 
@@ -134,6 +156,7 @@ def _list(chosen: argparse.Namespace) -> int:
 
     if chosen.kind is not None and chosen.kind not in KINDS:
         raise UnknownNameError("list", repr(chosen.kind), closest(chosen.kind, KINDS))
+    _use_own(chosen)
     for kind in [chosen.kind] if chosen.kind else KINDS:
         header, rows = rows_of(kind)
         print(f"{kind}\n{tabulate(rows, headers=header, tablefmt='simple')}\n")
@@ -143,30 +166,52 @@ def _list(chosen: argparse.Namespace) -> int:
 def _compress(chosen: argparse.Namespace) -> int:
     from pruning_bench.artifacts import file_sizes, save
     from pruning_bench.metrics.cost import count_cost
-    from pruning_bench.models.checkpoints import load_checkpoint, read_card
     from pruning_bench.progress import progress_bar
     from pruning_bench.workbench import Workbench, compress_with
 
     _check_output(chosen.output, chosen.force)
+    _use_own(chosen)
     bench = Workbench(folder=chosen.data, full=chosen.data is not None)
-    path = _checkpoint(chosen.model, chosen.dataset)
-    card = read_card(path)
-    if card.get("recipe", "dense") != "dense":
-        found = f"a model compressed by {card['recipe']} already"
-        raise PruningBenchError("compress", found, "the checkpoint of a dense one", str(path))
-    if chosen.dataset not in (None, card["dataset"]):
-        expected = f"{card['dataset']}, which it was trained on, or left out"
-        raise PruningBenchError("compress", f"--dataset {chosen.dataset}", expected, str(path))
-    dense = load_checkpoint(path)
+    dense, card, dense_size = _dense(bench, chosen.model, chosen.dataset)
     with progress_bar() as progress:
         made = compress_with(dense, chosen.recipe, bench.dataset(card["dataset"]), seed=chosen.seed, progress=progress)
     about = {"seed": chosen.seed, "checkpoint": card["sha256"]}
     save(made, chosen.output, model=card["model"], dataset=card["dataset"], options=card["options"], about=about)
     before, after = count_cost(dense, made.example_inputs), count_cost(made.float_model, made.example_inputs)
     size, zipped = file_sizes(made)
-    print(f"{chosen.output}: {size} bytes ({zipped} zipped), {path.stat().st_size / size:.2f} times smaller than dense")
+    print(f"{chosen.output}: {size} bytes ({zipped} zipped), {dense_size / size:.2f} times smaller than dense")
     print(f"MACs {after.macs} of {before.macs}, parameters {after.params} of {before.params}, nonzero {after.nonzeros}")
     return 0
+
+
+def _dense(bench: Any, model: str, dataset: str | None) -> tuple[Any, dict[str, Any], int]:
+    """The dense model that `compress` is to start from, its card, and the bytes of its file."""
+    from pruning_bench.artifacts import file_size
+    from pruning_bench.cases import Case, ready_pairs
+    from pruning_bench.models.checkpoints import load_checkpoint, read_card
+    from pruning_bench.own import own_pairs
+
+    own = own_pairs([model])
+    if own or (not _is_path(model) and (own := ready_pairs([model]))):
+        case = Case(*own[0], "dense", "eager")
+        _check_dataset(dataset, case.dataset, "which its examples are", model)
+        return bench.dense(case), bench.card(case), file_size(bench.compressed(case))
+    path = _checkpoint(model, dataset)
+    card = read_card(path)
+    if card.get("recipe", "dense") != "dense":
+        found = f"a model compressed by {card['recipe']} already"
+        raise PruningBenchError("compress", found, "the checkpoint of a dense one", str(path))
+    _check_dataset(dataset, card["dataset"], "which it was trained on", str(path))
+    return load_checkpoint(path), card, path.stat().st_size
+
+
+def _check_dataset(asked: str | None, own: str, why: str, where: str) -> None:
+    if asked not in (None, own):
+        raise PruningBenchError("compress", f"--dataset {asked}", f"{own}, {why}, or left out", where)
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or "." in model
 
 
 def _check_output(path: Path, force: bool) -> None:
@@ -188,7 +233,7 @@ def _checkpoint(model: str, dataset: str | None) -> Path:
     from pruning_bench.models.checkpoints import shipped_path
     from pruning_bench.registry import DATASETS, MODELS
 
-    if "/" in model or "." in model:
+    if _is_path(model):
         return Path(model)
     return shipped_path(MODELS[model].name, DATASETS[dataset or DATASET].name)
 
@@ -199,6 +244,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     from pruning_bench.reporting.comparison_text import comparison_text
     from pruning_bench.workbench import Workbench
 
+    _use_own(chosen)
     bench = Workbench()
     with progress_bar() as bench.progress:  # gone before times are measured
         a, b = prepare(
@@ -211,6 +257,18 @@ def _compare(chosen: argparse.Namespace) -> int:
             threads=chosen.threads,
         )
     print(comparison_text(compare(bench, a, b, timed=chosen.timed)))
+    return 0
+
+
+def _compare_runs(chosen: argparse.Namespace) -> int:
+    from pruning_bench.judging.history import find_run
+    from pruning_bench.judging.run_comparison import compare_runs
+    from pruning_bench.records import read_run
+    from pruning_bench.reporting.run_comparison_text import run_comparison_text
+
+    paths = [find_run(chosen.results / "runs", name) for name in (chosen.a, chosen.b)]
+    a, b = map(read_run, paths)
+    print(run_comparison_text(compare_runs(a, b, (str(paths[0]), str(paths[1])))))
     return 0
 
 
@@ -235,11 +293,7 @@ def _judge(chosen: argparse.Namespace) -> int:
 def _accept(chosen: argparse.Namespace) -> int:
     from pruning_bench import accepting
 
-    if chosen.imports:
-        from pruning_bench.discover import discover, import_files
-
-        discover()
-        import_files(chosen.imports)
+    _use_own(chosen)
     scope: Any = "portable" if chosen.portable else "times" if chosen.times else "all"
     print(
         accepting.accept(

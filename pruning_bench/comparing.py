@@ -7,22 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes, load
-from pruning_bench.cases import Case
+from pruning_bench.cases import Case, ready_pairs
 from pruning_bench.errors import PruningBenchError, UnavailableError
-from pruning_bench.judging.comparison import ClassChange, Comparison, Side
+from pruning_bench.judging.comparison import ClassChange, Comparison, ScoreDifference, Side
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.scores import change_of_scores, with_margin
 from pruning_bench.judging.statistics import estimate_log_ratio, q10
+from pruning_bench.judging.verdicts import direction
 from pruning_bench.measuring import LATENCY_SECONDS, kernel_detail, narrow
 from pruning_bench.metrics import accuracy
+from pruning_bench.metrics.contract import Score
 from pruning_bench.metrics.cost import count_cost
 from pruning_bench.metrics.latency import Samples, sample
+from pruning_bench.metrics.scores import similarity
 from pruning_bench.models.checkpoints import read_card, shipped_path
-from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.own import own_pairs
+from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES
 from pruning_bench.reporting.rows import Row, name_only
 from pruning_bench.workbench import Workbench
 
@@ -54,7 +60,10 @@ def prepare(
     if reason := RUNTIMES.ask(runtime, "available"):
         raise UnavailableError(runtime, reason, "available")
     cards = {name: read_card(Path(name)) for name in (a, b) if _is_path(name)}
-    data = _dataset(cards, dataset, default)
+    names = [name.partition("/")[0] for name in (a, b) if name not in cards]
+    own = dict(own_pairs(names))
+    own |= dict(ready_pairs(name for name in names if name not in own))
+    data = _dataset(cards, dataset, next((own[name] for name in names if name in own), default))
     cases = []
     for name in (a, b):
         if name in cards:
@@ -85,11 +94,24 @@ def compare(bench: Workbench, a: Case, b: Case, *, timed: bool = True) -> Compar
     if taken and taken.stopped == "cut":
         remarks.append(f"sampling ran out of time after {len(taken.case)} pairs, an interval needs {policy.min_pairs}")
     data = bench.dataset(a.dataset)
+    score: Score | None = DATASETS[a.dataset].score
+    outputs, targets = (bench.logits(a), bench.logits(b)), data.test.targets
+    quality: list[dict[str, float]] = [{}, {}]
+    classes, scored, confusions = (), None, [(), ()]  # type: Any, ScoreDifference | None, Any
+    if not a.labelled:
+        remarks.append("no accuracy: the images are noise, for shapes and times")
+    elif score is not None:
+        quality, scored = _scores(score, *outputs, targets)
+    elif targets is not None:
+        classes = class_changes(*outputs, targets, data.classes)
+        quality = [_accuracies(logits, targets) for logits in outputs]
+        confusions = [tuple(map(tuple, accuracy.confusion_matrix(logits, targets).tolist())) for logits in outputs]
     return Comparison(
-        _side(bench, a, taken.anchor if taken else ()),
-        _side(bench, b, taken.case if taken else ()),
+        _side(bench, a, taken.anchor if taken else (), quality[0], confusions[0]),
+        _side(bench, b, taken.case if taken else (), quality[1], confusions[1]),
         where=f"{data.name}, {a.runtime}, {a.threads} thread{'s' * (a.threads > 1)}",
-        classes=class_changes(bench.logits(a), bench.logits(b), data.test.labels, data.classes),
+        classes=classes,
+        scored=scored,
         ratio=estimate_log_ratio(taken.case, taken.anchor, seed=SEED, draws=policy.bootstrap_draws) if taken else None,
         remarks=tuple(remarks),
     )
@@ -138,19 +160,44 @@ def _dataset(cards: Mapping[str, Mapping[str, Any]], asked: str | None, default:
 def _model_and_recipe(name: str, dataset: str) -> tuple[str, str, str]:
     """Model, data set and recipe of `model` or `model/recipe`."""
     model, slash, recipe = name.partition("/")
-    shipped_path(MODELS[model].name, dataset)
+    if not MODELS[model].own:
+        if (model, dataset) not in ready_pairs([model]):
+            shipped_path(MODELS[model].name, dataset)
+    elif (data := dict(own_pairs([model]))[model]) != dataset:
+        raise PruningBenchError(WHO, f"data set {dataset} for {model}", data, name)
     return model, dataset, str(grammar.parse(recipe if slash else "dense"))
 
 
-def _side(bench: Workbench, case: Case, times: Sequence[float]) -> Side:
-    """All numbers of one model; without times no latency."""
-    made, logits, labels = bench.compressed(case), bench.logits(case), bench.dataset(case.dataset).test.labels
-    cost = count_cost(made.float_model, bench.example_inputs(case))
-    size, zipped = file_sizes(made)
-    numbers: dict[str, float] = {
+def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
         "top1": accuracy.top1(logits, labels),
         "loss": accuracy.cross_entropy(logits, labels),
         "calibration_error": accuracy.calibration_error(logits, labels),
+    }
+
+
+def _scores(
+    score: Score, a: Tensor, b: Tensor, targets: Tensor | None
+) -> tuple[list[dict[str, float]], ScoreDifference]:
+    """Mean scores of both, and what changed example by example; a score against the dense model takes A as that."""
+    before, after = (score.of(outputs, targets, a).numpy().astype(np.float32) for outputs in (a, b))
+    alike = [similarity(outputs, a) for outputs in (a, b)]
+    sign, policy = direction(score.better), with_margin(Policy(), float(score.margin))
+    change = change_of_scores(before, after, sign, policy)
+    found = ScoreDifference(score.name, METRICS[score.name].unit, score.better, change)
+    means = [float(values.mean(dtype=np.float64)) for values in (before, after)]
+    return [{score.name: m, "similarity": s} for m, s in zip(means, alike, strict=True)], found
+
+
+def _side(
+    bench: Workbench, case: Case, times: Sequence[float], quality: Mapping[str, float], confusion: tuple[Any, ...]
+) -> Side:
+    """All numbers of one model; without times no latency, without labels no accuracy."""
+    made = bench.compressed(case)
+    cost = count_cost(made.float_model, bench.example_inputs(case))
+    size, zipped = file_sizes(made)
+    numbers: dict[str, float] = {
+        **quality,
         "bytes": size,
         "bytes_zipped": zipped,
         "params": cost.params,
@@ -160,7 +207,6 @@ def _side(bench: Workbench, case: Case, times: Sequence[float]) -> Side:
     }
     if times:
         numbers["latency"] = q10(times)
-    confusion = tuple(map(tuple, accuracy.confusion_matrix(logits, labels).tolist()))
     return Side(f"{case.model}, {case.recipe}", numbers, confusion)
 
 

@@ -14,7 +14,7 @@ from pruning_bench.errors import ModelError, PluginError
 from pruning_bench.registry import STEPS
 
 if TYPE_CHECKING:
-    from pruning_bench.datasets.contract import Split
+    from pruning_bench.datasets.contract import Examples, Split
 
 C = TypeVar("C", bound=type)
 
@@ -33,7 +33,7 @@ class Context:
         calibration: batches of model inputs (each a tuple of positional arguments), or None.
         earlier: parameter name -> mask of what earlier steps keep, in the model's present shapes; a level is a share of
             what they left.
-        train: labelled examples for steps that train, or None.
+        train: examples for steps that train, or None.
         seed: the case's seed; `generator` was seeded with it.
         progress: called as `progress(message, done, total)`.
     """
@@ -41,7 +41,7 @@ class Context:
     example_inputs: tuple[Tensor, ...]
     generator: torch.Generator
     calibration: Sequence[tuple[Tensor, ...]] | None = None
-    train: Split | None = None
+    train: Examples | None = None
     earlier: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[str, int, int], None] = _silent
@@ -52,11 +52,17 @@ class Context:
             raise ModelError(who, "no calibration data", "batches of model inputs given as calibration=")
         return self.calibration
 
-    def need_train(self, who: str) -> Split:
-        """The training examples; raises `ModelError` when there are none."""
+    def need_examples(self, who: str) -> Examples:
+        """The training examples, of whatever kind; raises `ModelError` when there are none."""
         if self.train is None:
             raise ModelError(who, "no training data", "labelled examples given as train=")
         return self.train
+
+    def need_train(self, who: str) -> Split:
+        """The training examples as labelled images; raises `ModelError` or `DataError` when there are none."""
+        from pruning_bench.datasets.contract import labelled_images
+
+        return labelled_images(self.need_examples(who), who)
 
 
 def register_step(cls: C, tags: type, verb: str) -> C:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context
-from pruning_bench.datasets.contract import Split
+from pruning_bench.datasets.contract import Examples
 from pruning_bench.discover import discover
 from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError
 from pruning_bench.pruning import shrink
@@ -71,7 +71,7 @@ def compress(
     *,
     example_inputs: tuple[Tensor, ...],
     calibration: Sequence[tuple[Tensor, ...]] | None = None,
-    train: Split | None = None,
+    train: Examples | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compressed:

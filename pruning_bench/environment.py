@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -214,15 +214,17 @@ def _command(*words: str) -> str:
     return done.stdout.strip()
 
 
-def of_suite(runtimes: Registry[Any], device: str = "cpu") -> Environment:
-    """The environment of a run of the suite: with the versions of the runtimes that are here.
+def of_suite(runtimes: Registry[Any], device: str = "cpu", names: Iterable[str] | None = None) -> Environment:
+    """The environment of a run of the suite: with the versions of its runtimes that are here.
 
     Args:
         runtimes: the registry of runtimes.
+        names: those of the run; None for all. Times do not depend on what else is installed.
     Raises:
         PluginError: a runtime that raises, or answers what it should not; names its distribution.
     """
-    here = [name for name in runtimes if _reason(runtimes, name, device) is None]
+    chosen = list(runtimes) if names is None else sorted(set(names))
+    here = [name for name in chosen if _reason(runtimes, name, device) is None]
     return current(device=device, versions={f"runtime {name}": _runtime_version(runtimes, name) for name in here})
 
 

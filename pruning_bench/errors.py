@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 40  # that a message lists
+
 
 class PruningBenchError(Exception):
     """`{who}: {found}, should be {expected} [{where}]`; `where` is left out when there is nothing to point at.
@@ -90,7 +92,7 @@ def one_line(problem: Exception) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The text "one of a, b, c", closest names first and at most five; for error messages.
+    """What a name should be, for error messages: the closest names, then all of them unless they are too many.
 
     Example:
         >>> closest("magnitud", ["random", "magnitude"])
@@ -99,4 +101,6 @@ def closest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     listing = f"known: {', '.join(names) if names else 'none'}"
+    if len(names) > MOST_NAMES:
+        listing = f"{len(names)} are known, pruning-bench list shows them"
     return f"{' or '.join(map(repr, near))} ({listing})" if near else f"a registered name ({listing})"

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch.fx import Node
 from pruning_bench.errors import ModelError
 
 WHO = "export"
+_TORCH = Path(torch.__file__).parent
 
 
 def export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
@@ -164,19 +166,37 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     if "Constraints violated" in text:  # torch's way to say that the batch became a constant
         return "a batch size that its code fixes"
-    first = text.splitlines()[0].strip()[:200] if text else ""
     named = re.search(r"\baten[.:]+\w+(?:\.\w+)*", text)
-    also = f" at {named.group()}" if named and named.group() not in first else ""
+    operator = named.group() if named else _running(error)
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return f"a decision that depends on its data, at {operator or 'an unknown operator'}"
+    first = text.splitlines()[0].strip()[:200] if text else ""
+    also = f" at {operator}" if operator and operator not in first else ""
     return f"{type(error).__name__}{': ' if first else ''}{first}{also}"
 
 
+def _running(error: BaseException) -> str:
+    """The operator that torch was running: `aten.view.default`, `Tensor.__bool__`; "" where no frame tells."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
+            called = frame.f_locals.get("func")
+            if isinstance(called, torch._ops.OpOverload):
+                found = str(called)
+            elif name := getattr(called, "__name__", ""):
+                found = f"Tensor.{name}" if hasattr(Tensor, name) else name
+    return found
+
+
 def _place(error: BaseException, model: nn.Module) -> str:
-    """The innermost module of the model that was running, with the line of its code."""
+    """The innermost module of the model that was running, and the innermost line of code that is not torch's own."""
     paths = {id(module): path for path, module in model.named_modules()}
-    found = type(model).__name__
+    found, called = type(model).__name__, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         owner, code = frame.f_locals.get("self"), frame.f_code
         if id(owner) in paths and code.co_name not in ("_call_impl", "_wrapped_call_impl"):
-            source = linecache.getline(code.co_filename, line).strip()
-            found = f"{paths[id(owner)] or 'model'} ({type(owner).__name__}): {source}"
-    return found
+            source, file = linecache.getline(code.co_filename, line).strip(), Path(code.co_filename)
+            found = f"{paths[id(owner)] or 'model'} ({type(owner).__name__})"
+            if _TORCH not in file.parents or not called:
+                called = f": {source}, {file.name}:{line}"
+    return found + called

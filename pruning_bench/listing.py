@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Any
 
 from pruning_bench.cases import PROFILES, recipes_of
@@ -42,7 +43,11 @@ def _methods() -> tuple[list[str], list[list[str]]]:
 
 def _models() -> tuple[list[str], list[list[str]]]:
     trained = {m: ", ".join(d for d in DATASETS if checkpoint_path(m, d).is_file()) for m in MODELS}
-    return ["model", "trained on", "what it is"], [[m, trained[m] or "-", _first_line(MODELS[m].build)] for m in MODELS]
+    rows = [[m, trained[m] or "-", _first_line(MODELS[m].build)] for m in MODELS]
+    for prefix, family in MODELS.families.items():
+        names = textwrap.fill(", ".join(family.names()), 100)
+        rows.append([f"{prefix}:NAME", "-", f"{family.about}\n{names}"])
+    return ["model", "trained on", "what it is"], rows
 
 
 def _datasets() -> tuple[list[str], list[list[str]]]:

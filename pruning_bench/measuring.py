@@ -8,35 +8,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from pruning_bench import recipe as grammar
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.cases import Case, parse_id
-from pruning_bench.errors import PluginError, PruningBenchError
+from pruning_bench.errors import PluginError
 from pruning_bench.judging.controls import broken, same_holds, slower_holds
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import (
     Estimate,
     bootstrap_error,
-    drop_interval,
     estimate_log_ratio,
-    mcnemar_midp,
     q10,
     q10_log_ratio,
-    smallest_drop,
 )
-from pruning_bench.judging.vectors import pack
-from pruning_bench.metrics import accuracy
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.metrics.cost import count_cost
 from pruning_bench.metrics.latency import Samples, sample, slowed
 from pruning_bench.metrics.memory import peak_memory
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.records import Measurement
-from pruning_bench.registry import METRICS, RUNTIMES, STEPS
-from pruning_bench.runtimes.contract import Kernel, Session, torch_threads
+from pruning_bench.registry import DATASETS, METRICS, RUNTIMES, STEPS
+from pruning_bench.rivals import is_rival, name_of, rival_calls
+from pruning_bench.runtimes.contract import Kernel, torch_threads
 from pruning_bench.runtimes.kernels import float_fallbacks
+from pruning_bench.tasks import Record, task_of
 from pruning_bench.workbench import Workbench
 
 LATENCY_SECONDS = 3.0  # of one case; used up, sampling ends at the least number of pairs
@@ -72,34 +67,20 @@ def measure(case: Case | str, workbench: Workbench | None = None) -> list[Measur
 
 
 def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
-    """Accuracy on the test split, and how often the outputs agree with the dense model's and the simulation's."""
-    labels = bench.dataset(case.dataset).test.labels
-    logits, dense = bench.logits(case), bench.logits(case.dense)
-    flipped = accuracy.flips(dense, logits, labels)
-    detail: dict[str, Any] = {
-        "per_class": accuracy.per_class_accuracy(logits, labels),
-        "confusion": accuracy.confusion_matrix(logits, labels).tolist(),
-    }
-    record = _recorder(bench, case)
-    measured = [
-        record(
-            "top1", accuracy.top1(logits, labels), vector=pack(accuracy.correct(logits, labels).numpy()), detail=detail
-        ),
-        record("top5", accuracy.top5(logits, labels)),
-        record("loss", accuracy.cross_entropy(logits, labels)),
-        record("calibration_error", accuracy.calibration_error(logits, labels)),
-        record("agreement", accuracy.agreement(logits, dense)),
-        record("flips", flipped.count, detail={"worse": flipped.right_to_wrong, "better": flipped.wrong_to_right}),
-    ]
-    if "agreement_simulation" in _quality_due(case):
-        simulated = bench.simulated_logits(case)
-        detail = {}
-        if bench.compressed(case).quant_plan is not None:
-            detail = {"float": accuracy.agreement(bench.float_logits(case), simulated)}
-        measured.append(record("agreement_simulation", accuracy.agreement(logits, simulated), detail=detail))
-    if case == case.dense and (control := _flipped(record, logits, labels)):
+    """Quality on the test examples, and how alike the outputs are to the dense model's and the simulation's."""
+    task, record = task_of(DATASETS[case.dataset]), _recorder(bench, case)
+    outputs, dense = bench.logits(case), bench.logits(case.dense)
+    targets = bench.dataset(case.dataset).test.targets
+    seen = Evaluation(outputs, targets, dense, bench.compressed(case).float_model, bench.example_inputs(case))
+    measured = task.measure(record, seen)
+    if task.against_simulation in _quality_due(case):
+        simulated, detail = bench.simulated_logits(case), {}
+        plan = bench.compressed(case).quant_plan
+        if plan is not None and plan.dtype is None:
+            detail = {"float": task.alike(bench.float_logits(case), simulated)}
+        measured.append(record(task.against_simulation, task.alike(outputs, simulated), detail=detail))
+    if case == case.dense and (control := task.control(record, seen)):
         measured.append(control)
-    seen = Evaluation(logits, labels, dense, bench.compressed(case).float_model, bench.example_inputs(case))
     return measured + [record(name, METRICS[name].compute(seen)) for name in METRICS if METRICS[name].compute]
 
 
@@ -122,8 +103,9 @@ def measure_footprint(bench: Workbench, case: Case) -> list[Measurement]:
 def measure_latency(bench: Workbench, case: Case, *, seed: int = 0) -> list[Measurement]:
     """Time of one call beside the dense anchor's, interleaved; its controls, kernels and peak memory.
 
-    The anchor is the dense model on the same runtime. The dense models on the other runtimes run along, so that the
-    ratio to the strongest of them comes from the same blocks; a dense case is its own anchor and takes the controls.
+    The anchor is the dense model on the same runtime. The dense models on the other runtimes, and their casts where the
+    run has any, run along, so that the ratio to the strongest of them comes from the same blocks; a dense case is its
+    own anchor and takes the controls.
     """
     with torch_threads(case.threads):  # runtimes set the process's for the time of the measurement
         return _time(bench, case, seed)
@@ -136,8 +118,7 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     if not session.timed:
         raise PluginError(case.runtime, "a session that only simulates", "one that is timed, or `simulates_quantized`")
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    rivals = {rival.runtime: rival_session for rival in _rivals(case) if (rival_session := _built(bench, rival))}
-    others = {name: rival.bind(*inputs) for name, rival in rivals.items() if rival.clock is session.clock}
+    others = rival_calls(bench, case, inputs, anchor, session.clock)
     if case == case.dense:
         others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
     peak = peak_memory(call, case.device)
@@ -170,7 +151,7 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
         record("latency", q10(taken.case), samples=taken.case, detail=ran),
         record("anchor_latency", q10(taken.anchor), samples=taken.anchor),
         relative,
-        _strongest(record, case, taken),
+        _strongest(record, bench, case, taken),
         *controls,
         *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
     ]
@@ -182,7 +163,7 @@ def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str
     A layer whose name the runtime has lost counts as one of the plan's.
     """
     listed = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in kernels]
-    if plan is None or not plan.activations or not kernels:
+    if plan is None or not (plan.activations or plan.dynamic) or not kernels:
         return {"kernels": listed}
     planned = {name.removesuffix(".weight") for name in plan.weights}
     fallbacks = float_fallbacks(kernel for kernel in kernels if kernel.layer in {"", *planned})
@@ -191,22 +172,9 @@ def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str
 
 def simulates(case: Case) -> bool:
     """Whether the runtime only simulates this case, so that its time means nothing."""
-    quantizes = any(isinstance(STEPS[step.name].tags, QuantizationTags) for step in grammar.parse(case.recipe).steps())
+    tags = [STEPS[step.name].tags for step in grammar.parse(case.recipe).steps()]
+    quantizes = any(isinstance(found, QuantizationTags) and not found.casts for found in tags)
     return quantizes and getattr(RUNTIMES[case.runtime], "simulates_quantized", False)
-
-
-def _rivals(case: Case) -> list[Case]:
-    """The dense model on every other runtime that is here."""
-    others = [replace(case.dense, runtime=name) for name in RUNTIMES if name != case.runtime]
-    return [rival for rival in others if RUNTIMES[rival.runtime].available(case.device) is None]
-
-
-def _built(bench: Workbench, rival: Case) -> Session | None:
-    """The session of a rival; None where its runtime cannot build the dense model, which costs no other case."""
-    try:
-        return bench.session(rival)
-    except PruningBenchError:
-        return None
 
 
 def narrow(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]], bool]:
@@ -221,9 +189,6 @@ def narrow(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]
     return enough
 
 
-Record = Callable[..., Measurement]
-
-
 def _recorder(bench: Workbench, case: Case) -> Record:
     """Makes measurements of a case that depend on its checkpoint and data."""
     depends = {"checkpoint": bench.card(case)["sha256"], "data": bench.dataset(case.dataset).digest}
@@ -235,11 +200,14 @@ def _recorder(bench: Workbench, case: Case) -> Record:
     return record
 
 
-def _strongest(record: Record, case: Case, taken: Samples) -> Measurement:
-    dense = {case.runtime: taken.anchor} | {name: times for name, times in taken.others.items() if name != SLOWED}
+def _strongest(record: Record, bench: Workbench, case: Case, taken: Samples) -> Measurement:
+    dense = {name_of(case.dense): taken.anchor}
+    dense |= {name: times for name, times in taken.others.items() if name != SLOWED}
+    if is_rival(bench, case):
+        dense[name_of(case)] = taken.case
     strongest = min(dense, key=lambda name: q10(dense[name]))
     ratio = math.exp(q10_log_ratio(taken.case, dense[strongest]))
-    return record("strongest_ratio", ratio, detail={"strongest": f"{strongest}/dense"})
+    return record("strongest_ratio", ratio, detail={"strongest": strongest})
 
 
 def _controls(record: Record, taken: Samples, policy: Policy, seed: int) -> list[Measurement]:
@@ -261,31 +229,15 @@ def _control(record: Record, metric: str, estimate: Estimate, holds: bool, polic
     return record(metric, math.exp(estimate.value), detail={"holds": holds, "why": why})
 
 
-def _flipped(record: Record, logits: torch.Tensor, labels: torch.Tensor) -> Measurement | None:
-    """Some right predictions made wrong, 1 % or the fewest that so many examples can show: the judge must find it."""
-    policy, right, count = Policy(), accuracy.correct(logits, labels), len(labels)
-    smallest = smallest_drop(count, 0, policy.accuracy_margin, policy.accuracy_p, policy.confidence)
-    lost = max(count // 100, math.ceil((smallest or 1) * count) + 1)
-    if smallest is None or lost > int(right.sum()):
-        return None  # no drop that can happen here can be shown
-    after = accuracy.correct(accuracy.with_flips(logits, labels, lost, torch.Generator().manual_seed(0)), labels)
-    gone, won = int((right & ~after).sum()), int((~right & after).sum())
-    p, (low, _) = mcnemar_midp(gone, won), drop_interval(gone, won, len(labels), policy.confidence)
-    caught = p < policy.accuracy_p and low > policy.accuracy_margin
-    why = f"{lost} predictions spoilt of {len(labels)}: p {p:.1g}, drop at least {low:.2%}"
-    return record("flipped_twin", float(after.float().mean()), detail={"holds": caught, "why": why})
-
-
 def _quality_due(case: Case) -> tuple[str, ...]:
-    taken = ("top1", "top5", "loss", "calibration_error", "agreement", "flips")
-    shared = (*taken, *(name for name in METRICS if METRICS[name].compute))
-    return (
-        shared if getattr(RUNTIMES[case.runtime], "simulates_quantized", False) else (*shared, "agreement_simulation")
-    )
+    task = task_of(DATASETS[case.dataset])
+    shared = (*task.due, *(name for name in METRICS if METRICS[name].compute))
+    simulates_itself = getattr(RUNTIMES[case.runtime], "simulates_quantized", False)
+    return shared if simulates_itself else (*shared, task.against_simulation)
 
 
 FAMILIES = {
-    "quality": Family(measure_quality, _quality_due, lambda case: True),
+    "quality": Family(measure_quality, _quality_due, lambda case: case.labelled),
     "footprint": Family(
         measure_footprint,
         lambda case: ("params", "nonzeros", "bytes", "bytes_zipped", "macs", "macs_effective"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import subprocess
@@ -15,6 +16,7 @@ from pruning_bench.artifacts import save
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.engine import Progress
 from pruning_bench.errors import PruningBenchError
+from pruning_bench.own import CONFTEST
 from pruning_bench.records import Measurement, read_measurement
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES, STEPS
 from pruning_bench.workbench import Workbench
@@ -42,10 +44,11 @@ def measure_afresh(
         request = {
             "cases": [str(case) for case in cases],
             "artifacts": _save_models(bench, cases, Path(folder)),
-            "imports": _user_files(),
+            **user_definitions(),
             "folder": str(bench.folder) if bench.folder else None,
             "full": bench.full,
             "checkpoints": str(bench.checkpoints),
+            "rivals": bench.rivals,
         }
         results = []
         for number in range(processes):
@@ -70,14 +73,50 @@ def _save_models(bench: Workbench, cases: Sequence[Case], folder: Path) -> dict[
     return files
 
 
-def _user_files() -> list[str]:
-    """Files outside the package that registered something a fresh process needs: it must import them too."""
-    package = Path(__file__).parent
-    definitions = [type(RUNTIMES[name]) for name in RUNTIMES] + [MODELS[name].build for name in MODELS]
-    definitions += [DATASETS[name].load for name in DATASETS]
-    definitions += [STEPS[name] for name in STEPS]
-    files = {_file_of(definition).resolve() for definition in definitions}
-    return sorted(str(file) for file in files if package not in file.parents)
+def user_definitions() -> dict[str, list[str]]:
+    """What registered something outside the package, by how a fresh process gets at it.
+
+    Returns:
+        "settings": pyproject.toml files that name definitions; "modules": modules that can be imported by name;
+        "files": all others, above all a conftest.py, whose name means another file in every folder.
+    """
+    definitions: list[Any] = [RUNTIMES[name] for name in RUNTIMES] + [STEPS[name] for name in STEPS]
+    declared = {registry[name].declared for registry in (MODELS, DATASETS) for name in registry}
+    definitions += [MODELS[name].build for name in MODELS if not MODELS[name].declared]
+    definitions += [DATASETS[name].load for name in DATASETS if not DATASETS[name].declared]
+    modules, files = set(), set()
+    for definition in definitions:
+        module, file = _origin(definition)
+        if Path(__file__).parent in file.parents:
+            continue
+        if _importable(module, file):
+            modules.add(module)
+        else:
+            files.add(str(file))
+    return {
+        "settings": sorted(str(file) for file in declared if file),
+        "modules": sorted(modules),
+        "files": sorted(files),
+    }
+
+
+def _origin(definition: Any) -> tuple[str, Path]:
+    """The module and the file of a class, a function, or the class of an instance."""
+    definition = inspect.unwrap(definition) if callable(definition) else definition
+    if not (inspect.isclass(definition) or inspect.isfunction(definition)):
+        definition = type(definition)
+    return definition.__module__, _file_of(definition).resolve()
+
+
+def _importable(module: str, file: Path) -> bool:
+    """Whether the name of a module leads to this file in any process with the same path."""
+    if file.name == CONFTEST or module == "__main__":
+        return False
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a parent that is not there; a module that was made up
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
 
 
 def _file_of(definition: Any) -> Path:

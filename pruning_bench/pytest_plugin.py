@@ -7,8 +7,9 @@ with the ids of the profile's cases. Records are written before anything is judg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the suite's options."""
     group = parser.getgroup("pruning_bench", "compressed-model benchmarks")
     several: dict[str, Any] = {"action": "append", "default": None}
-    group.addoption("--pb-profile", default="smoke", metavar="NAME", help="smoke (default), ci or nightly")
+    group.addoption(
+        "--pb-suite", action="store_true", help="measure this repository's own models, instead of running its tests"
+    )
+    group.addoption("--pb-profile", default=None, metavar="NAME", help="smoke (default), ci or nightly")
     group.addoption("--pb-model", metavar="MODEL", **several, help="only this model; repeatable")
     group.addoption(
         "--pb-recipe", metavar="RECIPE", **several, help="these recipes instead of the profile's; repeatable"
@@ -70,6 +74,37 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--benchmark-compare: the path {taken!r}, should be a run id or nothing "
             f"[write the path first: pytest {taken} --benchmark-compare]"
         )
+    if config.getoption("pb_suite"):
+        if config.args_source is pytest.Config.ArgsSource.ARGS:
+            raise pytest.UsageError(
+                f"--pb-suite: {config.args[0]!r}, should be alone: choose cases by -k or --pb-model"
+            )
+        config.args[:] = [str(config.rootpath)]
+        use_suite_storage(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """With `--pb-suite`, the suite's benchmarks in place of what lies in the root folder."""
+    if not parent.config.getoption("pb_suite") or path != parent.config.rootpath:
+        return None
+    made: pytest.Collector = SuiteFolder.from_parent(parent, path=path)
+    return made
+
+
+class SuiteFolder(pytest.Directory):
+    """The root folder of a user's repository, which holds the suite's benchmarks and nothing else."""
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        """The one module."""
+        yield SuiteModule.from_parent(self, path=Path(__file__).with_name("suite_cases.py"), nodeid="pruning_bench")
+
+
+class SuiteModule(pytest.Module):
+    """The benchmarks of the installed package."""
+
+    def _getobj(self) -> Any:
+        return import_module("pruning_bench.suite_cases")
 
 
 def use_suite_storage(config: pytest.Config) -> None:
@@ -118,7 +153,7 @@ def _suite(config: pytest.Config) -> Suite:
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
         part = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "skip"))
         with warnings_stay_warnings():
-            config.stash[STATE] = Suite(Options(results=results_folder(config), part=part, **chosen))
+            config.stash[STATE] = Suite(Options(results_folder(config), config.rootpath, part=part, **chosen))
     return config.stash[STATE]
 
 
@@ -176,7 +211,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if STATE in session.config.stash:
         config = session.config
         found = config.stash.setdefault(FOUND, set())
-        config.stash[STATE].select(dict(_selected(session)), found, _everything(config))
+        config.stash[STATE].select(dict(_selected(session.items)), found, _everything(config))
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """How long a long run will take, before it starts."""
+    if STATE not in config.stash or config.option.collectonly:
+        return None
+    suite = config.stash[STATE]
+    _watch(suite, config)
+    return suite.expected([test for _, test in _selected(items)])
+
+
+def _watch(suite: Suite, config: pytest.Config) -> None:
+    """Lets the suite say on a terminal what it is building; a file gets no such words."""
+    reporter, capturing = map(config.pluginmanager.get_plugin, ("terminalreporter", "capturemanager"))
+    isatty = getattr(reporter, "isatty", False)  # a value, or in newer versions of pytest a function
+    if not (isatty() if callable(isatty) else isatty):
+        return
+    from pruning_bench.progress import StatusLine
+
+    writer = config.get_terminal_writer()
+
+    def write(words: str) -> None:
+        with capturing.global_and_fixture_disabled() if capturing else nullcontext():  # tests are captured meanwhile
+            writer.write_raw(words, flush=True)
+
+    suite.watch(StatusLine(write, lambda: writer.fullwidth - writer.width_of_current_line - 1))
 
 
 NARROWING = ("ignore", "ignore_glob", "lf", "pyargs")
@@ -186,6 +247,8 @@ def _everything(config: pytest.Config) -> bool:
     """Whether the folders of the suite were collected as a whole; what was left out case by case is known otherwise."""
     if any(config.getoption(name, None) for name in NARROWING):
         return False
+    if config.getoption("pb_suite"):
+        return True
     plugins = config.pluginmanager.get_plugins()
     folders = [
         Path(p.__file__).resolve().parent
@@ -196,18 +259,21 @@ def _everything(config: pytest.Config) -> bool:
     return bool(folders) and all(any(folder.is_relative_to(path) for path in named) for folder in folders)
 
 
-def _selected(session: pytest.Session) -> Iterator[tuple[str, tuple[str, str]]]:
-    for item in session.items:
+def _selected(items: Iterable[pytest.Item]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         for fixture, value in params.items():
             family = fixture.removesuffix(SUFFIX)
-            if family in FAMILIES and fixture.endswith(SUFFIX):
+            # A family without a case has one test without an id, which pytest skips.
+            if family in FAMILIES and fixture.endswith(SUFFIX) and isinstance(value, str):
                 yield item.nodeid, (family, value)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Notes what became of a case."""
+    """Notes what became of a case, and how long it took."""
+    if STATE in item.config.stash:
+        item.config.stash[STATE].spent(item.nodeid, call.duration)
     if STATE in item.config.stash and (call.when == "call" or call.excinfo):
         problem = call.excinfo.value if call.excinfo else None
         skipped = isinstance(problem, pytest.skip.Exception)

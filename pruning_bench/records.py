@@ -115,6 +115,7 @@ class CaseStatus:
         metrics: what the tests that ran to their end were due to record for this case; if absent it is MISSING.
         trains: the recipe trains weights, so that seeds are the unit of accuracy.
         whole: nothing that measures the case was left out or cut off, so that all that a baseline has of it is due.
+        seconds: family -> how long its test took, building included; of those that ran to their end.
         extra: asked for by name and not of the profile, so that later runs of the profile need not yield it.
     """
 
@@ -125,6 +126,7 @@ class CaseStatus:
     trains: bool = False
     extra: bool = False
     whole: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,22 +193,36 @@ def write_run(run: Run, path: Path) -> None:
 def read_run(path: Path) -> Run:
     """Reads a run; raises `RecordError` naming file and line."""
     rows = read_lines(path, "run")
-    header = {key: value for key, value in rows[0][1].items() if key not in ("schema", "kind")}
     measurements = tuple(read_measurement(row, f"{path}:{number}") for number, row in rows[1:])
+    run, lines = _read_header(rows[0][1], path)
+    if lines != len(measurements):
+        raise RecordError("run", f"{len(measurements)} measurements", f"{lines}", f"{path}:{rows[-1][0]}")
+    return dataclasses.replace(run, measurements=measurements)
+
+
+def read_head(path: Path) -> Run:
+    """A run without its measurements, from the first line alone; raises `RecordError` naming file and line."""
+    return _read_header(read_lines(path, "run", first=True)[0][1], path)[0]
+
+
+def _read_header(row: Mapping[str, Any], path: Path) -> tuple[Run, int]:
+    """A run without its measurements, and how many there should be."""
+    header = {key: value for key, value in row.items() if key not in ("schema", "kind")}
     try:
         lines = header.pop("lines")
         environment = Environment(**header.pop("environment"))
         cases = tuple(CaseStatus(**{**case, "metrics": tuple(case["metrics"])}) for case in header.pop("cases"))
-        run = Run(**header, environment=environment, cases=cases, measurements=measurements)
+        run = Run(**header, environment=environment, cases=cases, measurements=())
     except (KeyError, TypeError) as problem:
         found = f"field {problem} missing" if isinstance(problem, KeyError) else f"{problem}"
         raise RecordError("run", f"header with {found}", "what this suite writes", f"{path}:1") from None
-    if lines != len(measurements):
-        raise RecordError("run", f"{len(measurements)} measurements", f"{lines}", f"{path}:{rows[-1][0]}")
     if unknown := sorted({f"{case.state}" for case in cases} - set(get_args(CaseState))):
         expected = f"one of {', '.join(get_args(CaseState))}"
         raise RecordError("run", f"case state {unknown[0]!r}", expected, f"{path}:1")
-    return run
+    for case in cases:
+        if not (isinstance(case.seconds, dict) and all(_fits("value", value) for value in case.seconds.values())):
+            raise RecordError("run", f"seconds {case.seconds!r}", "numbers by family", f"{path}:1")
+    return run, lines
 
 
 _NEEDED = tuple(
@@ -253,9 +269,11 @@ def _fits(name: str, value: Any) -> bool:
     return value in _CHOICES[name] if name in _CHOICES else isinstance(value, str)
 
 
-def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path, kind: str, *, first: bool = False) -> list[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON-lines file whose first line says `kind` and the schema.
 
+    Args:
+        first: only of that line.
     Raises:
         RecordError: missing file, a line that is no JSON object, a foreign or newer file; with `file:line`.
     """
@@ -263,6 +281,8 @@ def read_lines(path: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise RecordError(kind, f"unreadable file ({problem})", f"a {kind} file", str(path)) from None
+    if first and "\n" in text:
+        text = text[: text.index("\n") + 1]
     rows: list[tuple[int, dict[str, Any]]] = []
     # Not splitlines(): it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):

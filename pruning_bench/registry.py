@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pruning_bench.errors import DuplicateNameError, PluginError, PruningBenchError, UnknownNameError, closest
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class Family(Generic[T]):
+    """Definitions made when they are asked for, by names `prefix:rest`; a registry lists none of them.
+
+    Args:
+        find: rest -> definition; raises `UnknownNameError`.
+        names: all that `find` knows, for listings.
+        about: one line for listings.
+    """
+
+    find: Callable[[str], T]
+    names: Callable[[], Iterable[str]]
+    about: str
 
 
 class Registry(Generic[T]):
@@ -34,6 +50,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
+        self.families: dict[str, Family[T]] = {}
 
     def add(self, name: str, item: T) -> None:
         """Registers `item`; raises `DuplicateNameError` if the name is taken, `PluginError` if it is not snake_case."""
@@ -48,9 +65,20 @@ class Registry(Generic[T]):
             )
         self._items[name] = item
 
+    def add_family(self, prefix: str, family: Family[T]) -> None:
+        """Registers all names `prefix:rest` at once; raises `DuplicateNameError` if the prefix is taken."""
+        if prefix in self.families:
+            found, origin = f"family {prefix!r} defined twice", _origin(family.find)
+            raise DuplicateNameError(self.kind, found, "one definition", origin)
+        self.families[prefix] = family
+
     def __getitem__(self, name: str) -> T:
+        prefix, colon, rest = name.partition(":")
+        if colon and prefix in self.families:
+            return self.families[prefix].find(rest)
         if name not in self._items:
-            raise UnknownNameError(self.kind, repr(name), closest(name, self._items))
+            families = [f"{prefix}:NAME" for prefix in self.families]
+            raise UnknownNameError(self.kind, repr(name), closest(name, [*self._items, *families]))
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:

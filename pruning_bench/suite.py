@@ -17,11 +17,15 @@ from pruning_bench.build_cache import usual_cache
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError, one_line
+from pruning_bench.judging.durations import LONG_SECONDS, earlier_runs, expect
 from pruning_bench.measuring import FAMILIES
 from pruning_bench.models.checkpoints import SHIPPED
+from pruning_bench.own import TABLE, own_pairs, read_settings
 from pruning_bench.processes import measure_afresh
+from pruning_bench.progress import StatusLine
 from pruning_bench.records import CaseState, CaseStatus, Environment, Measurement, Run, write_run
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
+from pruning_bench.reporting.durations import expected_text
 from pruning_bench.workbench import Workbench
 
 
@@ -31,11 +35,12 @@ class Options:
 
     NAMES: ClassVar = (
         *("profile", "model", "recipe", "runtime", "require", "threads"),
-        *("device", "dataset", "data", "checkpoints", "no_confirm", "no_cache"),
+        *("device", "dataset", "data", "checkpoints", "no_confirm", "no_cache", "suite"),
     )
 
     results: Path
-    profile: str = "smoke"
+    root: Path = Path()
+    profile: str | None = None
     model: list[str] | None = None
     recipe: list[str] | None = None
     runtime: list[str] | None = None
@@ -47,6 +52,7 @@ class Options:
     checkpoints: str | None = None
     no_confirm: bool = False
     no_cache: bool = False
+    suite: bool = False  # the models of a user's repository instead of the shipped
     part: bool = False  # pytest-benchmark's own options leave tests out
 
 
@@ -80,33 +86,45 @@ class Suite:
 
     def __init__(self, options: Options) -> None:
         discover()
+        settings = read_settings(options.root)
+        settings.register()
+        named = list(settings.runtimes) or None
+        options = replace(options, runtime=options.runtime or named)
         self.options = options
-        self.profile = cases.profile(options.profile)
-        self._check_names()
+        self._check_names(named or ())
+        name = options.profile or settings.profile or "smoke"
+        self.profile = cases.own_profile(name, settings.recipes) if options.suite else cases.profile(name)
         checkpoints = Path(options.checkpoints).absolute() if options.checkpoints else SHIPPED
-        pairs = cases.reference_pairs(DATASETS, checkpoints)
+        pairs = self._pairs(checkpoints)
         models = options.model or [name for name in MODELS if name not in self.profile.leaves_out]
-        chosen = [(m, d) for m, d in pairs if m in models and d in (options.dataset or DATASETS)]
+        offered = [*pairs, *cases.ready_pairs(options.model or ())]
+        chosen = [(m, d) for m, d in offered if m in models and d in (options.dataset or DATASETS)]
         if not chosen:
             raise PruningBenchError("suite", "no trained model", "a checkpoint of a registered model", str(checkpoints))
-        everywhere = dict.fromkeys([*pairs, *cases.reference_pairs(DATASETS, SHIPPED)])
-        known = [(m, d) for m, d in everywhere if m not in self.profile.leaves_out]
-        self.whole = [case for device in ("cpu", "cuda") for case in cases.grid(self.profile, known, device=device)]
+        shipped = [] if options.suite else cases.reference_pairs(DATASETS, SHIPPED)
+        known = [(m, d) for m, d in dict.fromkeys([*pairs, *shipped]) if m not in self.profile.leaves_out]
+        self.whole = [
+            case
+            for device in ("cpu", "cuda")
+            for case in cases.grid(self.profile, known, runtimes=named, device=device)
+        ]
         self.grid = cases.grid(
             self.profile,
             chosen,
-            recipes=options.recipe,
+            recipes=["dense", *options.recipe] if options.suite and options.recipe else options.recipe,
             runtimes=options.runtime,
             threads=options.threads,
             device=options.device,
         )
-        self.environment: Environment = environment.of_suite(RUNTIMES, options.device)
+        rivals = cases.rivals_of(self.grid)
+        self.environment: Environment = environment.of_suite(RUNTIMES, options.device, {name for name, _ in rivals})
         folder = Path(options.data) if options.data else None
         cache = None if options.no_cache else usual_cache()
-        self.bench = Workbench(folder=folder, full=folder is not None, checkpoints=checkpoints, cache=cache)
+        self.bench = Workbench(
+            folder=folder, full=folder is not None, checkpoints=checkpoints, cache=cache, rivals=rivals
+        )
         for model, dataset in chosen:  # what is missing or damaged is refused before anything runs
-            self.bench.dataset(dataset)
-            self.bench.dense(Case(model, dataset, "dense", "eager"))
+            self.bench.check(Case(model, dataset, "dense", "eager"))
         self.created = datetime.now(timezone.utc)
         self.replays: dict[str, Replay] = {}
         self.problems: list[str] = []
@@ -116,14 +134,27 @@ class Suite:
         self._families = set(FAMILIES)
         self._everything = False
         self._states: dict[str, tuple[CaseState, str]] = {}
+        self._seconds: dict[str, float] = {}
         self._measured: dict[tuple[str, str], list[Measurement]] = {}
         self._rounds = 0
+        self._now = ""
+        self._line: StatusLine | None = None
         self._review: reviewing.Review | None = None
 
-    def _check_names(self) -> None:
+    def _pairs(self, checkpoints: Path) -> list[tuple[str, str]]:
+        """(model, data set) of all trained models there are: a user's own, and those that have a checkpoint."""
+        own = own_pairs()
+        if self.options.suite and not self.options.checkpoints:
+            if not own:
+                expected = f"@trained_model and @evaluation_data in a conftest.py, or model and data in {TABLE}"
+                raise PruningBenchError("--pb-suite", "no model registered", expected, str(self.options.root))
+            return own
+        return [*own, *cases.reference_pairs(DATASETS, checkpoints)]
+
+    def _check_names(self, runtimes: Collection[str]) -> None:
         for name in self.options.model or ():
             MODELS[name]
-        for name in [*(self.options.runtime or ()), *(self.options.require or ())]:
+        for name in [*runtimes, *(self.options.runtime or ()), *(self.options.require or ())]:
             RUNTIMES[name]
         for name in self.options.dataset or ():
             DATASETS[name]
@@ -158,7 +189,12 @@ class Suite:
 
     def measure(self, family: str, case_id: str) -> None:
         """Measures a case and keeps what it records."""
-        self._measured[family, case_id] = FAMILIES[family].measure(self.bench, parse_id(case_id))
+        self._now = case_id
+        try:
+            self._measured[family, case_id] = FAMILIES[family].measure(self.bench, parse_id(case_id))
+        finally:
+            if self._line:
+                self._line.clear()
 
     def times_of(self, case_id: str) -> tuple[float, ...]:
         """Seconds per call of a case that was just timed."""
@@ -171,6 +207,26 @@ class Suite:
                 state = "deselected"  # by pytest-benchmark's own options
             self._states[node_id] = (state, reason if state != "ran" else "")
 
+    def spent(self, node_id: str, seconds: float) -> None:
+        """Notes what a part of a test took: its setup, its call, its end."""
+        if node_id in self._items:
+            self._seconds[node_id] = self._seconds.get(node_id, 0.0) + seconds
+
+    def expected(self, tests: Collection[tuple[str, str]]) -> str | None:
+        """One line on how long the tests will take, if that may be long.
+
+        Args:
+            tests: (family, case id) of those that will run.
+        """
+        found = expect(tests, earlier_runs(self.options.results / "runs", self.environment))
+        worth_a_line = tests and (found.seconds > LONG_SECONDS or self.profile.name != cases.PROFILES["smoke"].name)
+        return f"pruning_bench: {expected_text(found)}" if worth_a_line else None
+
+    def watch(self, line: StatusLine) -> None:
+        """Shows on the line what is being built, from now on."""
+        self._line = line
+        self.bench.progress = lambda message, done, total: line.show(f"{message} {done}/{total}: {self._now}")
+
     def reports_something(self) -> bool:
         """Whether any case of the suite was selected."""
         return bool(self._items)
@@ -178,14 +234,22 @@ class Suite:
     def statuses(self) -> tuple[CaseStatus, ...]:
         """What became of every case of the whole grid and of every chosen one."""
         by_case: dict[str, list[tuple[str, CaseState, str]]] = {}
+        seconds: dict[str, dict[str, float]] = {}
         for node, (family, case_id) in self._items.items():
             state, reason = self._states.get(node, ("not_run", ""))
             by_case.setdefault(case_id, []).append((family, state, reason))
+            if state == "ran" and node in self._seconds:
+                seconds.setdefault(case_id, {})[family] = round(self._seconds[node], 3)
         everything = dict.fromkeys([*self.whole, *self.grid])
         whole = set(self.whole)
         ends = {case: by_case.get(str(case), []) for case in everything}
         return tuple(
-            replace(_status(case, ended), extra=case not in whole, whole=self._is_whole(case, ended))
+            replace(
+                _status(case, ended),
+                extra=case not in whole,
+                whole=self._is_whole(case, ended),
+                seconds=seconds.get(str(case), {}),
+            )
             for case, ended in ends.items()
         )
 

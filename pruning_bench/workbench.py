@@ -13,20 +13,26 @@ from torch import Tensor, nn
 
 from pruning_bench import recipe as grammar
 from pruning_bench.build_cache import BuildCache, Order, usual_cache
+from pruning_bench.build_entries import digest_tensors
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, check_seed, compress
 from pruning_bench.environment import cores
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, PruningBenchError, UnavailableError, one_line
+from pruning_bench.fingerprints import fingerprint
+from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
+from pruning_bench.models.contract import ReferenceModel, build_model, first_tensor, place_of
 from pruning_bench.quantization import lower
-from pruning_bench.registry import MODELS, RUNTIMES
+from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session, torch_threads
+from pruning_bench.tasks import check_outputs, task_of
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 QUALITY_BATCH = 32  # activations that stay in cache: nearly twice as fast as 256 on the small models
+OWN_EXAMPLES = 8  # of a user's own, on which model and score are tried before anything is measured
 T = TypeVar("T")
 
 
@@ -39,6 +45,7 @@ class Workbench:
         full: train and calibrate on the full training split instead of the shipped part.
         checkpoints: where the trained dense models lie; the shipped ones otherwise.
         progress: told of every build.
+        rivals: (runtime, recipe) of what may be the strongest dense model; see `cases.rivals_of`, also for the default.
         cache: where compressed models are kept between runs; None makes all of them anew.
     """
 
@@ -47,6 +54,7 @@ class Workbench:
     checkpoints: Path = SHIPPED
     progress: Progress | None = None
     cache: BuildCache | None = field(default_factory=usual_cache)
+    rivals: tuple[tuple[str, str], ...] = ()
     _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,11 +66,11 @@ class Workbench:
 
     def dense(self, case: Case) -> nn.Module:
         """The trained dense model of a case."""
-        return self._once(("dense", case.model, case.dataset), lambda: load_checkpoint(self.path(case)))
+        return self._once(("dense", case.model, case.dataset), lambda: self._dense(case))
 
     def card(self, case: Case) -> dict[str, Any]:
-        """The card of the checkpoint that the dense model was read from."""
-        return self._once(("card", case.model, case.dataset), lambda: read_card(self.path(case)))
+        """The card of the checkpoint that the dense model was read from; of a user's own model one that is made up."""
+        return self._once(("card", case.model, case.dataset), lambda: self._card(case))
 
     def path(self, case: Case) -> Path:
         """Where the dense model's checkpoint lies."""
@@ -70,7 +78,7 @@ class Workbench:
 
     def example_inputs(self, case: Case) -> tuple[Tensor, ...]:
         """One training example as positional arguments of the forward."""
-        return (self.dataset(case.dataset).train.inputs(slice(0, 1)),)
+        return self.dataset(case.dataset).train.arguments(slice(0, 1))
 
     def compressed(self, case: Case) -> Compressed:
         """The model of a case, compressed once per (model, data set, recipe, seed)."""
@@ -83,27 +91,29 @@ class Workbench:
         return self._once(key, lambda: self._build(case))
 
     def logits(self, case: Case) -> Tensor:
-        """float32 [N, classes]: what the session that is timed gives on the test split."""
-        key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device)
+        """float32 [N, ...]: what the session that is timed gives on the test examples; [N, classes] of a classifier."""
+        size = self._batch(case)
+        key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device, size)
 
         def made() -> Tensor:
             session = self.session(case)
-            return self._run(session.run, case, case.threads, cores() // case.threads if session.concurrent else 1)
+            workers = cores() // case.threads if session.concurrent else 1
+            return self._run(session.run, case, case.threads, workers, size)
 
         return self._once(key, made)
 
     def simulated_logits(self, case: Case) -> Tensor:
-        """float32 [N, classes]: what the case's runtime should give by its listed rules, computed in eager."""
+        """float32 [N, ...]: what the case's runtime should give by its listed rules, computed in eager."""
         rules = getattr(RUNTIMES[case.runtime], "rules", lower.INTEGER)
         made = self.compressed(case)
         if made.quant_plan is None or rules == lower.INTEGER:  # then it is what eager runs
             return self.logits(replace(case, runtime="eager", device="cpu"))
-        key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules)
-        plan = made.quant_plan
+        plan, size = made.quant_plan, self._batch(case)
+        key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size)
 
         def simulated() -> Tensor:
             model = lower.simulate(plan, made.float_model, made.example_inputs, rules)
-            return self._run(torch.inference_mode()(model), case, 1, cores())
+            return self._run(torch.inference_mode()(model), case, 1, cores(), size)
 
         return self._once(key, simulated)
 
@@ -122,6 +132,54 @@ class Workbench:
     def put(self, case: Case, compressed: Compressed) -> None:
         """Takes a compressed model that was read from a file instead of making it."""
         self._made["compressed", case.model, case.dataset, case.recipe, case.seed] = compressed
+
+    def _dense(self, case: Case) -> nn.Module:
+        definition: ReferenceModel = MODELS[case.model]
+        if definition.ready and not case.labelled:
+            return definition.ready()
+        if not definition.own:
+            return load_checkpoint(self.path(case))
+        model = build_model(case.model)
+        examples = self.dataset(case.dataset).test
+        output = run_own(definition, model, examples.arguments(slice(0, OWN_EXAMPLES)))
+        if not isinstance(output, Tensor):
+            model = build_model(case.model, first_output=True)
+        first = first_tensor(output)
+        if first is None:
+            found = f"it returns {type(output).__name__}"
+            raise ModelError(case.model, found, "a tensor, or one inside a tuple, mapping or dataclass")
+        check_outputs(first, min(OWN_EXAMPLES, len(examples)), case.model)
+        self._made["first_output", case.model, case.dataset] = not isinstance(output, Tensor)
+        return model
+
+    def _card(self, case: Case) -> dict[str, Any]:
+        definition: ReferenceModel = MODELS[case.model]
+        if definition.ready and not case.labelled:
+            sha256 = digest_tensors(self.dense(case).state_dict())
+            options = dict(definition.options)
+            return {"model": case.model, "dataset": case.dataset, "options": options, "sha256": sha256}
+        if not definition.own:
+            return read_card(self.path(case))
+        dense = self.dense(case)
+        options = {"first_output": True} if self._made["first_output", case.model, case.dataset] else {}
+        return {"model": case.model, "dataset": case.dataset, "options": options, "sha256": fingerprint(dense)}
+
+    def check(self, case: Case) -> None:
+        """Refuses, before anything is measured, what the dense model, its data or their score cannot give.
+
+        Raises:
+            PruningBenchError: missing or damaged; a model that does not run on its data; a score that is no score.
+        """
+        test, model = self.dataset(case.dataset).test, self.dense(case)
+        if not MODELS[case.model].own:
+            return
+        few = slice(0, OWN_EXAMPLES)
+        for rows in (slice(0, 1), few):  # one is what is timed, and may be what is left for the last batch
+            outputs = self._outputs(model, case, rows)
+        targets = None if test.targets is None else test.targets[few]
+        seen = Evaluation(outputs, targets, outputs, model, self.example_inputs(case))
+        task_of(DATASETS[case.dataset]).measure(lambda *_, **__: None, seen)  # type: ignore[arg-type]
+        self.card(case)
 
     def _compress(self, case: Case) -> Compressed:
         dataset, threads = self.dataset(case.dataset), cores()
@@ -155,25 +213,52 @@ class Workbench:
         )
         return session
 
-    def _run(self, run: Callable[..., Tensor], case: Case, threads: int, workers: int) -> Tensor:
+    def _batch(self, case: Case) -> int:
+        """How many examples run at once: dynamic ranges are a whole batch's, so there as many as are timed."""
+        plan = self.compressed(case).quant_plan
+        return case.batch if plan is not None and plan.dynamic else QUALITY_BATCH
+
+    def _run(
+        self, run: Callable[..., Tensor], case: Case, threads: int, workers: int, size: int = QUALITY_BATCH
+    ) -> Tensor:
         """The outputs on the test split, several batches at a time: faster than several threads on one batch."""
-        test = self.dataset(case.dataset).test
-
-        def outputs(start: int) -> Tensor:
-            return run(test.inputs(slice(start, start + QUALITY_BATCH))).float().cpu()
-
-        starts = range(0, len(test), QUALITY_BATCH)
+        starts = range(0, len(self.dataset(case.dataset).test), size)
         with (
             torch_threads(threads),
             ThreadPoolExecutor(max(workers, 1), initializer=torch.set_num_threads, initargs=(threads,)) as pool,
         ):
-            return torch.cat(list(pool.map(outputs, starts)))
+            outputs = pool.map(lambda start: self._outputs(run, case, slice(start, start + size)), starts)
+            return torch.cat(list(outputs))
+
+    def _outputs(self, run: Callable[..., Tensor], case: Case, rows: slice) -> Tensor:
+        """float32 [n, ...] on the CPU, of some test examples; what a user's own model gets wrong is a `ModelError`."""
+        test = self.dataset(case.dataset).test
+        inputs = test.arguments(rows)
+        definition = MODELS[case.model] if case.model in MODELS else None  # noqa: SIM401  a registry; a file has none
+        if definition is None or not definition.own:
+            return run(*inputs).float().cpu()
+        return check_outputs(run_own(definition, run, inputs), len(inputs[0]), case.model).float().cpu()
 
     def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
             self._made[key] = make()
         made: T = self._made[key]
         return made
+
+
+def run_own(definition: ReferenceModel, model: Callable[..., object], inputs: tuple[Tensor, ...]) -> object:
+    """What a user's model returns for some of its examples; raises `ModelError` where it does not run on them."""
+    try:
+        with torch.inference_mode():
+            return model(*inputs)
+    except PruningBenchError:
+        raise
+    except Exception as problem:
+        kinds = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in inputs)
+        found = f"{type(problem).__name__}: {' '.join(one_line(problem).split())}"
+        raise ModelError(
+            definition.name, found, f"a model that runs on {kinds}", place_of(definition.build)
+        ) from problem
 
 
 def compress_with(
@@ -185,8 +270,11 @@ def compress_with(
     return compress(
         dense,
         recipe,
-        example_inputs=(dataset.train.inputs(slice(0, 1)),),
-        calibration=[(inputs,) for inputs, _ in drawn.batches(CALIBRATION_BATCH)],
+        example_inputs=dataset.train.arguments(slice(0, 1)),
+        calibration=[
+            drawn.arguments(slice(start, start + CALIBRATION_BATCH))
+            for start in range(0, len(drawn), CALIBRATION_BATCH)
+        ],
         train=dataset.train,
         seed=seed,
         progress=progress,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from importlib import import_module
 from pathlib import Path
 
 from pruning_bench.artifacts import load
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.measuring import measure_latency
+from pruning_bench.own import read_settings
 from pruning_bench.records import to_line, write_atomically
 from pruning_bench.workbench import Workbench
 
@@ -18,9 +20,18 @@ def main(request_file: str) -> None:
     """Times the cases of the request, in an order of its own, and writes their measurements beside it."""
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     discover()
-    import_files(request["imports"])
+    for file in request["settings"]:
+        read_settings(Path(file).parent).register()
+    for module in request["modules"]:
+        import_module(module)
+    import_files(request["files"])
     folder = Path(request["folder"]) if request["folder"] else None
-    bench = Workbench(folder=folder, full=request["full"], checkpoints=Path(request["checkpoints"]))
+    bench = Workbench(
+        folder=folder,
+        full=request["full"],
+        checkpoints=Path(request["checkpoints"]),
+        rivals=tuple((runtime, recipe) for runtime, recipe in request["rivals"]),
+    )
     for case_id, file in request["artifacts"].items():
         bench.put(parse_id(case_id), load(file))
     cases = [parse_id(case_id) for case_id in request["cases"]]

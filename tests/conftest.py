@@ -12,7 +12,7 @@ settings.register_profile("suite", deadline=None)  # how long an example takes i
 settings.load_profile("suite")
 
 # Definitions for suites of their own; importing them here would register them.
-collect_ignore = ["toy_suite", "planted_suite"]
+collect_ignore = ["toy_suite", "planted_suite", "own_suite"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

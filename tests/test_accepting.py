@@ -25,7 +25,7 @@ class OnlyOnTheCpu:
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(environment, "of_suite", lambda runtimes, device: HERE)
+    monkeypatch.setattr(environment, "of_suite", lambda runtimes, device, names: HERE)
     monkeypatch.setattr(processes, "measure_afresh", lambda bench, case_ids, count, **_: [[] for _ in range(count)])
     run = Run("20260101T000000-smoke", "2026-01-01", "smoke", HERE, (), ())
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -216,6 +221,75 @@ def test_the_structure_of_a_copy_is_the_same() -> None:
     model = Odd()
     assert structure_of(copy.deepcopy(model)) == structure_of(model), "copies differ"
     assert structure_of(copy.deepcopy(model).eval()) != structure_of(model), "modes are not seen"
+
+
+@dataclasses.dataclass
+class Settings:
+    width: int = 4
+    inner: Any = None
+
+
+class Slotted:
+    __slots__ = ("width",)
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+
+def times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: factor * x
+
+
+def looped(width: int) -> SimpleNamespace:
+    made = SimpleNamespace(width=width, parts=[])
+    made.parts += [made, {"back": made}]
+    return made
+
+
+HELD: dict[str, Callable[[int], Any]] = {
+    "namespace": lambda n: SimpleNamespace(width=n),
+    "dataclass": lambda n: Settings(n),
+    "deep": lambda n: Settings(4, [{"a": (SimpleNamespace(width=n),)}]),
+    "slots": Slotted,
+    "partial": lambda n: functools.partial(torch.nn.functional.leaky_relu, negative_slope=n / 10),
+    "arguments of a partial": lambda n: functools.partial(torch.add, n),
+    "function of a partial": lambda n: functools.partial([torch.add, torch.mul][n % 2], 1),
+    "closure": lambda n: times(n),
+    "method": lambda n: Settings(n).__eq__,
+    "array": lambda n: np.full(3, n),
+    "ordered": lambda n: collections.OrderedDict(a=Settings(n)),
+    "hidden module": lambda n: [nn.Dropout(n / 10)],
+    "cycle": looped,
+    "a second mention": lambda n: [(same := Settings(4)), same, Settings(n)],
+    "set": lambda n: {Slotted, n},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_structure_sees_into_objects(name: str) -> None:
+    """Mutant: an object counts by its class alone, so that a changed configuration is served stale."""
+
+    def structure(width: int) -> str:
+        model = Odd()
+        model.held = HELD[name](width)  # type: ignore[assignment]
+        return structure_of(model)
+
+    assert structure(4) == structure(4), "equal ones differ, nothing would ever be served"
+    assert structure(4) != structure(7), "a change is not seen"
+
+
+def test_copies_of_usual_models_have_one_structure() -> None:
+    model = nn.ModuleList([nn.LSTM(3, 4, 2), nn.TransformerEncoderLayer(4, 2, 8, activation="gelu"), nn.GELU()])
+    model.config = Settings(3, looped(1))  # type: ignore[assignment]
+    assert structure_of(copy.deepcopy(model)) == structure_of(model), "copies differ"
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), [(n for n in range(3))]], ids=["lock", "generator"])
+def test_what_has_no_spelling_is_never_taken_for_unchanged(value: Any) -> None:
+    model = Odd()
+    model.held = Settings(4, value)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="has no spelling"):
+        structure_of(model)
 
 
 @pytest.mark.parametrize("value", [object, {1.5: 2}, [1, 2], torch.zeros(2).to_sparse(), {"a": {1, 2}}], ids=repr)

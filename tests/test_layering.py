@@ -22,16 +22,16 @@ ROOT = Path(pruning_bench.__file__).parent
 # From the bottom up. A name stands for a module or for all of a folder; the longest one that fits counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors", "registry", "records", "recipe", "environment", "progress"),
-    ("contracts", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
+    ("contracts", "datasets.given", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
     ("quantization.contract", "training.contract", "runtimes.contract"),
     ("graphs", "datasets", "metrics", "models", "pruning", "quantization", "training", "runtimes"),
-    ("discover", "engine", "artifacts", "sources", "build_entries", "build_cache"),
+    ("discover", "engine", "artifacts", "sources", "build_entries", "build_cache", "fingerprints", "own"),
     ("cases",),
     ("judging",),
     ("reporting",),
-    ("workbench", "measuring", "conformance", "listing"),
+    ("tasks", "workbench", "rivals", "measuring", "conformance", "listing"),
     ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "machine_checks", "doctor"),
-    ("pytest_plugin", "cli", "training.command"),
+    ("pytest_plugin", "suite_cases", "cli", "training.command"),
 )
 RESULTS = ("judging", "reporting")
 RESULTS_MAY_IMPORT = ("errors", "registry", "records", "recipe", "cases", *RESULTS)
@@ -44,6 +44,8 @@ REGISTERS = frozenset(
         "training_step",
         "reference_model",
         "reference_dataset",
+        "trained_model",
+        "evaluation_data",
         "runtime",
         "metric",
     ]

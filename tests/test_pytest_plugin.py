@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import shutil
 import sys
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 import pruning_bench
-from pruning_bench import cli, compress, measuring, processes, suite, workbench
+from pruning_bench import cli, compress, measuring, processes, suite, tasks, workbench
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
@@ -30,6 +31,7 @@ pytest_plugins = ["pytester"]
 HERE = Path(__file__).parent
 DEFINITIONS = HERE / "toy_suite" / "toy_definitions.py"
 ARGUMENTS = (
+    "-pno:xdist",
     *("--pb-profile=ci", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
     "--pb-checkpoints=trained",
 )
@@ -68,6 +70,7 @@ class Toy:
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester, self.monkeypatch = pytester, monkeypatch
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would measure nothing
         shutil.copytree(
             HERE.parent / "benchmarks", pytester.path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -311,7 +314,7 @@ def _no_slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _nothing_is_significant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "mcnemar_midp", lambda lost, gained: 1.0)
+    monkeypatch.setattr(tasks, "mcnemar_midp", lambda lost, gained: 1.0)
 
 
 def _twin_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,3 +643,37 @@ def test_fresh_processes_know_the_users_definitions(
     line = next(json.loads(row) for row in file.read_text().splitlines() if '"speed"' in row)
     assert line["processes"] == 5, line
     assert line["value"] == pytest.approx(0.5, rel=0.02), line
+
+
+def test_a_long_profile_says_what_to_expect_from_what_it_took_before(toy: Toy) -> None:
+    first = toy.run()
+    first.stdout.fnmatch_lines(["pruning_bench: 6 tests, about * (a guess: no earlier run tells)*"])
+    run = read_run(next((toy.results / "runs").glob("*.jsonl")))
+    took = {case.case_id: sorted(case.seconds) for case in run.cases if case.state == "ran"}
+    assert took == {case: ["footprint", "latency", "quality"] for case in (DENSE, PLANTED)}, took
+    assert all(seconds > 0 for case in run.cases for seconds in case.seconds.values()), run.cases
+    again = toy.run("-k", "quality or planted")
+    again.stdout.fnmatch_lines([f"pruning_bench: 4 tests, about * (4 as in run {run.id})*"])
+    silent = toy.run("--collect-only", "-q")
+    assert "tests, about" not in silent.stdout.str(), silent.stdout.str()
+
+
+def test_a_short_run_of_the_smoke_profile_says_nothing(toy: Toy) -> None:
+    result = toy.run("--pb-profile=smoke")
+    assert "tests, about" not in result.stdout.str(), result.stdout.str()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_what_is_being_built_and_a_file_does_not(toy: Toy, terminal: bool) -> None:
+    hook = """
+def pytest_collection(session):
+    session.config.pluginmanager.get_plugin("terminalreporter").isatty = lambda: True
+"""
+    if terminal:
+        (toy.pytester.path / "conftest.py").write_text(DEFINITIONS.read_text() + hook)
+    shown = toy.run("benchmarks/test_quality.py", "--capture=fd").stdout.str()
+    found = re.search(r"( planted:0 0/1: [^\x1b\n]+)\x1b\[(\d+)D\x1b\[K", shown)
+    assert bool(found) == terminal, shown
+    if found:
+        assert len(found[1]) == int(found[2]), f"{found[0]!r} does not take all of it away"
+    assert ("planted:0 0/1" in shown) == terminal, shown

@@ -16,14 +16,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_there_are_the_two_examples() -> None:
-    assert len(BLOCKS) == 2, f"{len(BLOCKS)} Python blocks in the README"
+def test_there_are_the_three_examples() -> None:
+    assert len(BLOCKS) == 3, f"{len(BLOCKS)} Python blocks in the README"
 
 
 def test_the_first_example_halves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    exec(BLOCKS[0], scope)
+    exec(BLOCKS[1], scope)
     assert scope["compressed"].model[0].out_features == 64, str(scope["compressed"].model)
     assert scope["model"][0].out_features == 128, "the input model changed"
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def test_the_method_of_the_readme_is_complete() -> None:
     discover()
     scope: dict[str, Any] = {"__name__": "readme"}
     try:
-        exec(BLOCKS[1], scope)
+        exec(BLOCKS[2], scope)
         check_method(STEPS["far_from_mean"]())
         net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         made = compress(net, "far_from_mean:0.25", example_inputs=(torch.zeros(1, 8),))

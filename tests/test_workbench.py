@@ -1,7 +1,9 @@
 """The workbench: outputs come in the order of the examples, from the session that is timed, made once."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 from pruning_bench import workbench
 from pruning_bench.cases import Case, parse_id
 from pruning_bench.datasets.contract import Dataset
-from pruning_bench.registry import RUNTIMES
+from pruning_bench.errors import ModelError
+from pruning_bench.registry import MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.workbench import QUALITY_BATCH, Workbench
 
@@ -55,6 +58,18 @@ def test_outputs_are_those_of_the_session_that_is_timed_and_made_once(bench: Wor
     assert [key[-1] for key in keys] == [2], f"sessions {keys}, should be the one of two threads"
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_dynamic_ranges_are_those_of_the_batch_that_is_timed(bench: Workbench, batch: int) -> None:
+    """Mutant: a larger batch, whose one range is coarser and depends on what else is in it."""
+    case = replace(CASE, recipe="dynamic:w8a8", batch=batch)
+    test, run = bench.dataset(case.dataset).test, bench.session(case).run
+    alone = torch.cat([run(*test.arguments(slice(start, start + batch))) for start in range(0, COUNT, batch)])
+    together = run(*test.arguments())
+    for found in (bench.logits(case), bench.simulated_logits(case)):
+        assert torch.equal(found, alone), f"off by {float((found - alone).abs().max())}"
+    assert not torch.equal(together, alone), "the batch has no say here, so this tests nothing"
+
+
 @pytest.mark.parametrize(("concurrent", "most"), [(True, 4), (False, 1)])
 def test_only_sessions_that_allow_it_run_several_batches_at_once(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch, concurrent: bool, most: int
@@ -72,6 +87,29 @@ def test_only_sessions_that_allow_it_run_several_batches_at_once(
     monkeypatch.setattr(bench, "session", session)
     bench.logits(CASE)
     assert pools == [most], f"{pools} workers, should be {most}"
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        (lambda x: x.flatten(1)[:, :10].view(7, 3), "RuntimeError: shape '[7, 3]' is invalid"),
+        (lambda x: x.flatten(1)[1:, :10], "of shape [4, 10] for 5 examples"),
+        (lambda x: x.flatten(1)[:, :10].long(), "outputs torch.int64"),
+        (lambda x: (x,), "outputs tuple for 5 examples"),
+    ],
+    ids=["raises", "a row less", "integers", "a tuple"],
+)
+def test_what_an_own_model_gets_wrong_on_its_last_batch_is_one_line(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, last: Callable[[Tensor], Any], says: str
+) -> None:
+    def run(x: Tensor) -> Any:
+        return x.flatten(1)[:, :10] if len(x) == QUALITY_BATCH else last(x)
+
+    monkeypatch.setitem(MODELS._items, CASE.model, replace(MODELS[CASE.model], own=True))
+    monkeypatch.setattr(bench, "session", lambda case: Session(run, bind=lambda *inputs: lambda: None))
+    with pytest.raises(ModelError, match=re.escape(says)) as raised:
+        bench.logits(CASE)
+    assert "\n" not in str(raised.value), str(raised.value)
 
 
 def test_a_quantized_model_is_compared_with_what_was_quantized(bench: Workbench) -> None:

@@ -20,7 +20,7 @@ from pruning_bench.quantization.contract import Affine, QuantizationMethod, Quan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.points import find_points
-from pruning_bench.recipe import Bits
+from pruning_bench.recipe import Bits, DType
 
 Quantize: TypeAlias = Callable[[Tensor, Affine], Tensor]
 Choose: TypeAlias = Callable[..., Affine]
@@ -162,11 +162,12 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
                 tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else noise * 0.2)
 
 
-def example(method: QuantizationMethod) -> tuple[nn.Module, Bits, Context]:
-    """A small model, 8 bits of what the method quantizes, and a context with calibration data; the same every time."""
+def example(method: QuantizationMethod) -> tuple[nn.Module, Bits | DType, Context]:
+    """A small model, 8 bits of what the method quantizes (bf16 for a cast) and calibration data; always the same."""
     generator = torch.Generator().manual_seed(7)
     batches = [(example_images(8, generator),) for _ in range(2)]
-    level = Bits(8, 8 if method.tags.activations else None)
+    bits = Bits(8, 8 if method.tags.activations else None)
+    level = DType("bf16") if method.tags.casts else bits
     return ExampleNet().eval(), level, Context((batches[0][0][:1],), torch.Generator().manual_seed(0), batches)
 
 
@@ -237,13 +238,20 @@ def check_simulation_close(method: QuantizationMethod) -> None:
     assert ratio >= CLOSE_DB, f"{method.name}: signal over noise {ratio:.1f} dB, should be at least {CLOSE_DB:.0f} dB"
 
 
+def check_plan_casts(method: QuantizationMethod) -> None:
+    """The plan of a method that casts holds the type that was asked for, and no integers beside it."""
+    plan = method.plan(*example(method))
+    assert plan.dtype == "bf16", f"{method.name}: the plan casts to {plan.dtype}, should cast to bf16"
+    besides = [*plan.weights, *plan.activations, *plan.writes]
+    assert not besides, f"{method.name}: a cast that also quantizes {', '.join(besides)}"
+
+
 def checks_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check]]:
     """(name, check) of every law that the method's tags ask for; each check is called with the method."""
     checks: list[Check] = [
         check_plan_deterministic,
         check_model_unchanged,
-        check_layers_covered,
-        check_plan_affines,
+        *([check_plan_casts] if method.tags.casts else [check_layers_covered, check_plan_affines]),
         check_simulation_close,
     ]
     return [(check.__name__, check) for check in checks]
@@ -257,10 +265,13 @@ def differences(first: QuantPlan, second: QuantPlan) -> list[str]:
         ("writes", first.writes, second.writes),
     ]
     return [
-        f"{kind} {name}"
-        for kind, a, b in parts
-        for name in sorted({*a, *b})
-        if name not in a or name not in b or not _same(a[name], b[name])
+        *(["dtype"] if first.dtype != second.dtype else []),
+        *(
+            f"{kind} {name}"
+            for kind, a, b in parts
+            for name in sorted({*a, *b})
+            if name not in a or name not in b or not _same(a[name], b[name])
+        ),
     ]
 
 

@@ -1,16 +1,38 @@
-"""What a data set is: labelled examples in three roles, and how raw examples become model inputs."""
+"""What a data set is: examples in three roles, and how raw examples become model inputs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from pruning_bench.errors import DataError
 from pruning_bench.registry import DATASETS
+
+if TYPE_CHECKING:
+    from pruning_bench.metrics.contract import Score
+
+
+class Examples(Protocol):
+    """Examples of one role, as the suite sees them; `Split` holds labelled images, `Tensors` anything."""
+
+    @property
+    def targets(self) -> Tensor | None:
+        """What a score compares outputs with, one a row; None without labels."""
+
+    def __len__(self) -> int:
+        """How many examples."""
+
+    def arguments(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+        """Positional arguments of the model's forward for the examples at `index`, batch first."""
+
+    def sample(self, count: int, generator: torch.Generator) -> Examples:
+        """`count` examples drawn without replacement (all, in random order, when there are fewer)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,15 @@ class Split:
         shape = (1, -1, 1, 1)
         return (self.images[index].float() / 255 - self.mean.view(shape)) / self.std.view(shape)
 
+    @property
+    def targets(self) -> Tensor:
+        """The labels."""
+        return self.labels
+
+    def arguments(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+        """The images at `index` as the one argument of a model's forward."""
+        return (self.inputs(index),)
+
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, labels) in order, `size` examples at a time; the last batch may be smaller."""
         for start in range(0, len(self), size):
@@ -49,23 +80,55 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Tensors:
+    """Examples that are given as the model's arguments.
+
+    Args:
+        values: the positional arguments, tensors of any type and shape, each [N, ...].
+        targets: [N, ...], or None.
+    """
+
+    values: tuple[Tensor, ...]
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values[0])
+
+    def arguments(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+        """The rows at `index` of every argument."""
+        return tuple(value[index] for value in self.values)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensors:
+        """`count` examples drawn without replacement (all, in random order, when there are fewer)."""
+        chosen = torch.randperm(len(self), generator=generator)[:count]
+        return Tensors(self.arguments(chosen), None if self.targets is None else self.targets[chosen])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set in its three roles: `train` (and calibration), `selection` (every choice), `test` (looked at once).
 
     Args:
         name: the registered name.
-        classes: class names, in the order of the labels.
+        classes: class names, in the order of the labels; () where there are no classes.
         digest: sha256 over the bytes of all three splits; changes when any example changes.
         source: where the examples came from, e.g. "shipped" or "folder"; for cards and reports.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    selection: Split
-    test: Split
+    train: Examples
+    selection: Examples
+    test: Examples
     digest: str
     source: str
+
+
+def labelled_images(examples: Examples, who: str) -> Split:
+    """The examples, where they are labelled images; raises `DataError` naming `who` needs them."""
+    if not isinstance(examples, Split):
+        raise DataError(who, f"examples of type {type(examples).__name__}", "labelled images (datasets.contract.Split)")
+    return examples
 
 
 class Found(NamedTuple):
@@ -82,11 +145,17 @@ class ReferenceDataset:
     Args:
         load: `load(folder, full=...)` reads it.
         look: tells what of it is here, and neither reads nor downloads it; None where only `load` can tell.
+        score: how outputs are scored, example by example; None for classification.
+        own: it holds the examples of a model that its user brought along; see `evaluation_data`.
+        declared: the pyproject.toml that names it, if one does.
     """
 
     name: str
     load: Callable[..., Dataset]
     look: Callable[[], Found] | None = None
+    score: Score | None = None
+    own: bool = False
+    declared: Path | None = None
 
 
 F = TypeVar("F", bound=Callable[..., Dataset])
@@ -108,6 +177,52 @@ def reference_dataset(load: F | None = None, *, look: Callable[[], Found] | None
         return load
 
     return decorate if load is None else decorate(load)
+
+
+Given = TypeVar("Given", bound=Callable[[], object])
+
+
+@overload
+def evaluation_data(give: Given) -> Given: ...
+@overload
+def evaluation_data(*, score: Score | None = None) -> Callable[[Given], Given]: ...
+def evaluation_data(give: Given | None = None, *, score: Score | None = None) -> Given | Callable[[Given], Given]:
+    """Registers a function without arguments that gives a model's examples, under its own name.
+
+    It returns `{"test": (inputs, targets), "calibration": (inputs, targets)}`: `inputs` is the tuple of the forward's
+    positional arguments for all examples, tensors of any type and shape with the examples first; `targets` a tensor
+    with as many rows, or None. The test examples are scored, the others calibrate. It is called once a process, with
+    torch's random numbers seeded.
+
+    Args:
+        score: how outputs are scored, see `pruning_bench.score`; left out, targets are classes and outputs logits.
+    Example:
+        >>> def numbers():
+        ...     x, y = torch.rand(40, 3), torch.randint(2, (40,))
+        ...     return {"test": ((x[:30],), y[:30]), "calibration": ((x[30:],), None)}
+        >>> evaluation_data(numbers) is numbers
+        True
+        >>> del DATASETS._items["numbers"]
+    """
+
+    def decorate(give: Given) -> Given:
+        add_evaluation_data(give, score)
+        return give
+
+    return decorate if give is None else decorate(give)
+
+
+def add_evaluation_data(give: Callable[[], object], score: Score | None, declared: Path | None = None) -> str:
+    """Registers the examples that a function gives; returns their name."""
+    from pruning_bench.datasets.given import dataset_from
+
+    @functools.wraps(give)
+    def load(folder: Path | None = None, *, full: bool = False) -> Dataset:
+        return dataset_from(give, classify=score is None)
+
+    name = getattr(give, "__name__", "")
+    DATASETS.add(name, ReferenceDataset(name, load, score=score, own=True, declared=declared))
+    return name
 
 
 def load_dataset(name: str, folder: Path | None = None, *, full: bool = False) -> Dataset:

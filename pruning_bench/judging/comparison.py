@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.scores import ScoreChange
 from pruning_bench.judging.statistics import Estimate, drop_interval, mcnemar_midp
+from pruning_bench.records import Better
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class ScoreDifference:
+    """How the scores of B differ from those of A, of the same examples; for tasks without classes.
+
+    Args:
+        name, unit: of the score; its means are among the numbers of the sides.
+        better: which direction is.
+        change: from A to B.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    change: ScoreChange
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A and B.
 
@@ -56,6 +74,7 @@ class Comparison:
         classes: in the order of the labels.
         ratio: log of B's time over A's, measured interleaved in one process; None when it was not.
         remarks: what the reader should know of the numbers, a line each: why there is no time, ...
+        scored: where examples have scores instead of classes.
     """
 
     a: Side
@@ -64,6 +83,7 @@ class Comparison:
     classes: tuple[ClassChange, ...]
     ratio: Estimate | None = None
     remarks: tuple[str, ...] = ()
+    scored: ScoreDifference | None = None
 
     @property
     def examples(self) -> int:

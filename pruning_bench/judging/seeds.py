@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.baseline import BaselineLine
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.scores import change_of_scores, policy_of
 from pruning_bench.judging.statistics import Estimate, drop_interval, paired_mean, smallest_effect
 from pruning_bench.judging.vectors import flips
 from pruning_bench.judging.verdicts import (
@@ -57,7 +60,7 @@ def judge_seeds(
         then=sum(line.value for _, line in common.values()) / size,
         n=size,
     )
-    flipped = []
+    flipped, sign, policy = [], direction(verdict.better), policy_of(first, policy)
     for seed, (measurement, line) in common.items():
         try:
             vector = examples(measurement, line)
@@ -65,19 +68,23 @@ def judge_seeds(
             return finished(replace(verdict, outcome=Outcome.ERROR, note=str(problem)))
         if vector is None or (why := comparable(measurement, line)):
             return incomparable(verdict, f"seed {seed}: {NO_VECTORS if vector is None else why}")
+        if vector[0].dtype != np.bool_:
+            change = change_of_scores(*vector, sign, policy)
+            flipped.append(Flips(change.worse, change.better, change.n, change.drop))
+            continue
         lost, gained = flips(*vector)
         flipped.append(Flips(len(lost), len(gained), len(vector[0])))
-    sign = direction(verdict.better)
     drops = [sign * (m.value - line.value) for m, line in common.values()]
     return finished(_tested(replace(verdict, delta=sign * sum(drops) / size), drops, flipped, policy))
 
 
 class Flips(NamedTuple):
-    """Examples lost and gained by one seed, of n."""
+    """Examples lost and gained by one seed, of n; of scored ones, those worse and better, and the drop's interval."""
 
     lost: int
     gained: int
     n: int
+    drop: tuple[float, float] | None = None
 
 
 def _tested(verdict: Verdict, drops: list[float], flipped: list[Flips], policy: Policy) -> Verdict:
@@ -105,7 +112,7 @@ def _tested(verdict: Verdict, drops: list[float], flipped: list[Flips], policy: 
 def _few(verdict: Verdict, flipped: list[Flips], policy: Policy) -> Verdict:
     size = len(flipped)
     needs = f"{size} common seed{'s' * (size > 1)}, needs {policy.min_seeds} to be tested"
-    least = min(drop_interval(*seed, policy.confidence)[0] for seed in flipped)
+    least = min((seed.drop or drop_interval(*seed[:3], policy.confidence))[0] for seed in flipped)
     if least > policy.collapse_margin:
         return replace(verdict, outcome=Outcome.REGRESSED, margin=policy.collapse_margin, note=f"collapsed; {needs}")
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, smallest_detectable=policy.collapse_margin, note=needs)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from pruning_bench.errors import PruningBenchError, RecordError
 from pruning_bench.judging import controls, vectors
 from pruning_bench.judging.baseline import PORTABLE, BaselineLine
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes, process_difference
+from pruning_bench.judging.scores import ScoreChange, change_of_scores, policy_of
 from pruning_bench.judging.statistics import (
     Estimate,
     drop_interval,
@@ -160,6 +164,9 @@ def _paired(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Poli
     if (vector := examples(now, then)) is None:
         return incomparable(verdict, NO_VECTORS)
     before, after = vector
+    policy = policy_of(now, policy)
+    if before.dtype != np.bool_:
+        return _scored(verdict, now, change_of_scores(before, after, direction(now.better), policy), policy)
     lost, gained = vectors.flips(before, after)
     n = len(before)
     verdict = replace(verdict, delta=now.value - then.value, margin=policy.accuracy_margin, n=n)
@@ -175,6 +182,21 @@ def _paired(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Poli
         interval=signed(drop, now.better),
         p=p,
         note=f"lost {_listed(lost.tolist())}, gained {_listed(gained.tolist())}",
+    )
+
+
+def _scored(verdict: Verdict, now: Measurement, change: ScoreChange, policy: Policy) -> Verdict:
+    """Same weights, a score an example: the paired t test over examples."""
+    margin = policy.accuracy_margin
+    verdict = replace(verdict, delta=now.value - (verdict.then or 0.0), margin=margin, n=change.n, p=change.p)
+    if not change.worse and not change.better:
+        return replace(verdict, outcome=Outcome.PASS, interval=(0.0, 0.0))
+    return replace(
+        verdict,
+        outcome=drop_outcome(change.drop, change.p, change.mirrored, policy),
+        interval=signed(change.drop, now.better),
+        smallest_detectable=change.smallest,
+        note=f"{change.worse} examples worse, {change.better} better",
     )
 
 
@@ -195,20 +217,21 @@ def drop_outcome(drop: tuple[float, float], p: float, mirrored: float, policy: P
     return Outcome.PASS if high <= margin else Outcome.INCONCLUSIVE
 
 
-def examples(now: Measurement, then: BaselineLine) -> tuple[vectors.Bits, vectors.Bits] | None:
-    """(then, now) per-example correctness, as long as each other; None where that is not to be had.
+def examples(now: Measurement, then: BaselineLine) -> tuple[Any, Any] | None:
+    """(then, now) per example, as long as each other and of one kind: bits or scores; None where that is not to be had.
 
     Raises:
-        RecordError: a damaged vector, or one that is not what the value is the share of.
+        RecordError: a damaged vector, or one that is not what the value is the share or the mean of.
     """
     if not now.vector or not then.vector:
         return None
     before = vectors.unpack(then.vector, f"baseline, {then.metric} of {then.case_id}")
     after = vectors.unpack(now.vector, f"run, {now.metric} of {now.case_id}")
-    share = float(after.mean()) if len(after) else 0.0
-    if abs((share if now.better == "higher" else 1 - share) - now.value) > 1e-6:
-        raise RecordError("judge", f"{now.metric} {now.value}", f"the share {share} of its vector", now.case_id)
-    return (before, after) if len(before) == len(after) else None
+    mean = float(after.mean(dtype=np.float64)) if len(after) else 0.0
+    share = 1 - mean if after.dtype == np.bool_ and now.better != "higher" else mean
+    if abs(share - now.value) > 1e-6 * max(1.0, abs(share)):
+        raise RecordError("judge", f"{now.metric} {now.value}", f"the share {mean} of its vector", now.case_id)
+    return (before, after) if (before.dtype, len(before)) == (after.dtype, len(after)) else None
 
 
 def _listed(indices: list[int], most: int = 5) -> str:

@@ -140,39 +140,6 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> tuple[float | None, ..
     return tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True))
 
 
-@dataclass(frozen=True)
-class Scores:
-    """All of the above for one model; see the functions of the same names.
-
-    Args:
-        loss: `cross_entropy`, the NLL.
-        correct: bool [N], by top-1.
-        confusion: int64 [C, C].
-        per_class: accuracy of each class, None for a class without examples.
-    """
-
-    top1: float
-    top5: float
-    loss: float
-    calibration_error: float
-    correct: Tensor
-    confusion: Tensor
-    per_class: tuple[float | None, ...]
-
-
-def scores(logits: Tensor, labels: Tensor) -> Scores:
-    """Everything that logits [N, C] and labels int64 [N] say about one model."""
-    return Scores(
-        top1=top1(logits, labels),
-        top5=top5(logits, labels),
-        loss=cross_entropy(logits, labels),
-        calibration_error=calibration_error(logits, labels),
-        correct=correct(logits, labels),
-        confusion=confusion_matrix(logits, labels),
-        per_class=per_class_accuracy(logits, labels),
-    )
-
-
 def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
     """Share of examples on which two models predict the same class, in [0, 1]; symmetric.
 

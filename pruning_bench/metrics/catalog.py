@@ -12,6 +12,10 @@ SUITE = (
     Metric("agreement", "1", "higher", "shown", 1, "share of test predictions equal to the dense model's"),
     Metric("flips", "count", "lower", "shown", 1, "test predictions that differ from the dense model's"),
     Metric("agreement_simulation", "1", "higher", "shown", 1, "share of test predictions equal to the simulation's"),
+    Metric("similarity", "1", "higher", "shown", 1, "mean cosine between the test outputs and the dense model's"),
+    Metric(
+        "similarity_simulation", "1", "higher", "shown", 1, "mean cosine between the test outputs and the simulation's"
+    ),
     Metric("params", "count", "lower", "exact", 1, "parameters"),
     Metric("nonzeros", "count", "lower", "exact", 1, "parameters that are not zero"),
     Metric("bytes", "B", "lower", "exact", 1, "size of the saved file"),
@@ -26,6 +30,7 @@ SUITE = (
     Metric("twin", "1", "neither", "control", 1, "time of the dense model over its own: must not differ from 1"),
     Metric("slowed_twin", "1", "neither", "control", 1, "time of a slowed dense model over its own: must be caught"),
     Metric("flipped_twin", "1", "neither", "control", 1, "top-1 with some predictions spoilt: must be caught"),
+    Metric("spoilt_twin", "1", "neither", "control", 2, "score of outputs of other examples: must be worse"),
 )
 
 for _metric in SUITE:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import register_step
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pruning_bench.contracts import Context
 
 C = TypeVar("C", bound=type)
+FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class QuantizationTags:
     Args:
         weights, activations: what is quantized.
         needs_calibration: `plan` reads `context.calibration`.
+        casts: plans hold a `dtype` and nothing else: every runtime runs them itself, none only simulates them.
         reference: the paper.
         expected_failures: check name -> reason; strict.
     """
@@ -30,6 +33,7 @@ class QuantizationTags:
     weights: bool = True
     activations: bool = True
     needs_calibration: bool = True
+    casts: bool = False
     reference: str = ""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
@@ -63,11 +67,17 @@ class QuantPlan:
         weights: parameter name in the folded model -> affine.
         activations: point name (`quantization.points`) -> affine; readable and stable across torch versions.
         writes: parameter name in the folded model -> replacement values before quantization (often none).
+        dynamic: the inputs of the layers in `weights` are quantized at run time, each tensor as a whole by its own
+            range, to uint8; `activations` is then empty.
+        dtype: the short name (`FLOATS`) of the floating-point type that the whole model is cast to, with float32 inputs
+            and outputs; then there is nothing else in the plan. None for a plan of integers.
     """
 
     weights: Mapping[str, Affine]
     activations: Mapping[str, Affine] = field(default_factory=dict)
     writes: Mapping[str, Tensor] = field(default_factory=dict)
+    dynamic: bool = False
+    dtype: str | None = None
 
 
 @runtime_checkable

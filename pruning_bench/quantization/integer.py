@@ -100,15 +100,17 @@ class IntegerLayer(nn.Module):
     """A convolution or linear layer on codes: sum((x - z_x) * w) + bias in int32, then one float32 multiplication.
 
     With an output grid: code = clamp(round(sum * (s_x * s_w / s_y)) + z_y); without one the output is the
-    float sum * (s_x * s_w).
+    float sum * (s_x * s_w). A bias in float is added in between: round((sum * (s_x * s_w) + bias) * (1 / s_y)).
 
     Args:
         x, y: affines of input and output; y None for float output.
         relu: a ReLU follows before the output is quantized.
+        whole_bias: the bias is an int32 code in the sum, else a float behind it.
     """
 
     codes: Tensor
     multiplier: Tensor
+    float_bias: Tensor | None
 
     def __init__(
         self,
@@ -120,24 +122,34 @@ class IntegerLayer(nn.Module):
         x: Affine,
         y: Affine | None,
         relu: bool,
+        whole_bias: bool = True,
     ) -> None:
         super().__init__()
         self.operator, self.rest, self.relu = operator, tuple(rest), relu
-        self.x, self.y = Grid(x), Grid(y) if y else None
+        self.x, self.y, self.whole_bias = Grid(x), Grid(y) if y else None, whole_bias
         codes = quantize(weight, affine)
-        whole = torch.zeros(len(codes)) if bias is None else bias_codes(bias, bias_affine(x, affine)).double()
+        whole = (
+            torch.zeros(len(codes))
+            if bias is None or not whole_bias
+            else bias_codes(bias, bias_affine(x, affine)).double()
+        )
         worst = codes.double().abs().flatten(1).sum(1) * max(-self.x.least, self.x.most) + whole.abs()
         exact = torch.float32 if float(worst.max()) < EXACT_IN_FLOAT32 else torch.float64
         self.register_buffer("codes", codes.to(exact))
-        self.register_buffer("bias", None if bias is None else whole.to(exact))
-        step = (x.scale * affine.scale).reshape(-1).expand(len(codes))
         shape = (-1, *[1] * (weight.dim() - 2)) if weight.dim() > 2 else (-1,)
-        self.register_buffer("multiplier", (step / y.scale if y else step).reshape(shape).contiguous())
+        self.register_buffer("bias", None if bias is None or not whole_bias else whole.to(exact))
+        self.register_buffer("float_bias", None if bias is None or whole_bias else bias.reshape(shape))
+        step = (x.scale * affine.scale).reshape(-1).expand(len(codes))
+        step = step / y.scale if y and whole_bias else step
+        self.register_buffer("multiplier", step.reshape(shape).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """As the operator."""
         total = self.operator(self.x.centered(x).to(self.codes.dtype), self.codes, self.bias, *self.rest)
         steps = total.float() * self.multiplier
+        if not self.whole_bias:
+            steps = steps if self.float_bias is None else steps.add_(self.float_bias)
+            steps = steps if self.y is None else steps.mul_(1 / self.y.scale)
         return steps if self.y is None else self.y.settle(steps, self.relu)
 
 

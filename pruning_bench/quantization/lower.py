@@ -18,10 +18,12 @@ from torch.export import ExportedProgram
 from pruning_bench.errors import PlanError, closest
 from pruning_bench.graphs import export, operator, readable_names
 from pruning_bench.quantization import qdq
+from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.dynamic import DynamicLinear
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean
-from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable
+from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable, summed
 
 WHO = "QuantPlan"
 QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators and for values go
@@ -30,12 +32,17 @@ QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators a
 class Rule(enum.Enum):
     """What a runtime does that the bare plan (fake-quantized tensors around float operators) does not say."""
 
-    INTEGER_SUMS = "layers, additions and global average pools sum codes exactly; biases are int32 of scale s_x * s_w"
+    INTEGER_SUMS = "layers sum codes exactly"
+    INTEGER_BIASES = "biases are int32 codes of scale s_x * s_w, in that sum; else float, added behind it"
+    INTEGER_ADDS = "additions and global average pools compute on codes"
+    SUMS_IN_LAYERS = (
+        "an addition runs in the layer that gives its first operand to it alone, which is not quantized then"
+    )
     RELU_IS_CLAMP = "a ReLU between such a sum and its quantizer is the quantizer's clamp at zero"
     DIVIDE = "a float value is quantized by dividing by the scale, not by multiplying with its reciprocal"
 
 
-INTEGER = frozenset(Rule)
+INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Site:
         output: affine of what it gives, None for float.
         relu: a ReLU stands between the node and its quantizer.
         weight, weight_affine, bias: of a layer.
+        dynamic: its input is quantized at run time.
     """
 
     name: str
@@ -61,6 +69,7 @@ class Site:
     weight: Tensor | None = None
     weight_affine: Affine | None = None
     bias: Tensor | None = None
+    dynamic: bool = False
 
 
 class Form(Protocol):
@@ -69,6 +78,10 @@ class Form(Protocol):
     @property
     def every_value(self) -> bool:
         """Quantize again behind operators that pass values on?"""
+
+    @property
+    def sums_in_layers(self) -> bool:
+        """Leave the layers in float that `points.summed` names?"""
 
     def layer(self, site: Site) -> tuple[nn.Module, bool] | None:
         """For a convolution or linear layer."""
@@ -99,6 +112,8 @@ def simulate(
     Raises:
         PlanError: the plan names what the model does not have, or has other shapes.
     """
+    if plan.dtype is not None:
+        return cast(float_model, plan.dtype)
     return lower(plan, float_model, example_inputs, Simulation(rules))
 
 
@@ -122,28 +137,36 @@ class Simulation:
     rules: frozenset[Rule]
     every_value = False
 
+    @property
+    def sums_in_layers(self) -> bool:
+        """By the rule of that name."""
+        return Rule.SUMS_IN_LAYERS in self.rules
+
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """On codes when the input is quantized and the rules say so, else in float with a rounded weight."""
         assert site.weight is not None
         assert site.weight_affine is not None
         x = site.inputs[0]
+        if site.dynamic:
+            return DynamicLinear(site.weight, site.weight_affine, site.bias), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
         if x is None or Rule.INTEGER_SUMS not in self.rules:
             return FloatLayer(*common), False
         fused = self._fuses(site)
-        return IntegerLayer(*common, x, site.output if fused else None, site.relu), fused
+        whole_bias = Rule.INTEGER_BIASES in self.rules
+        return IntegerLayer(*common, x, site.output if fused else None, site.relu, whole_bias), fused
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """On codes when both sides and the sum are quantized."""
         a, b = site.inputs
-        if a is None or b is None or site.output is None or not self._fuses(site):
+        if a is None or b is None or site.output is None or not self._fuses(site, Rule.INTEGER_ADDS):
             return None
         return IntegerAdd(a, b, site.output, site.relu), True
 
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
         """On codes when input and output are quantized."""
         x = site.inputs[0]
-        if x is None or site.output is None or site.relu or not self._fuses(site):
+        if x is None or site.output is None or site.relu or not self._fuses(site, Rule.INTEGER_ADDS):
             return None
         return IntegerMean(x, site.output, dims), True
 
@@ -151,8 +174,8 @@ class Simulation:
         """A float value rounded to its grid."""
         return FakeQuantize(affine, Rule.DIVIDE in self.rules)
 
-    def _fuses(self, site: Site) -> bool:
-        sums = Rule.INTEGER_SUMS in self.rules and site.output is not None
+    def _fuses(self, site: Site, rule: Rule = Rule.INTEGER_SUMS) -> bool:
+        sums = rule in self.rules and site.output is not None
         return sums and (not site.relu or Rule.RELU_IS_CLAMP in self.rules)
 
 
@@ -162,11 +185,14 @@ class Qdq:
 
     saturating: bool
     every_value = True
+    sums_in_layers = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with dequantized weight and bias."""
         assert site.weight is not None
         assert site.weight_affine is not None
+        if site.dynamic:
+            return qdq.DynamicLinear(site.weight, site.weight_affine, site.bias, self.saturating), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
         return qdq.Layer(*common, site.inputs[0], self.saturating), False
 
@@ -190,6 +216,9 @@ def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor,
     program = export(folded, example_inputs)
     points = find_points(program)
     _check(plan, points, dict(folded.named_parameters(remove_duplicate=False)))
+    if form.sums_in_layers:
+        left = summed(program, points)
+        plan = replace(plan, activations={name: a for name, a in plan.activations.items() if name not in left})
     return _Lowering(plan, program, points, form).run()
 
 
@@ -247,7 +276,8 @@ class _Lowering:
             return None  # not in the plan, or a bias computed on the way
         site = self._site(name, node, node.args[:1], node.args[3:])
         bias = held[1] if len(held) == 2 else None
-        return self.form.layer(replace(site, weight=held[0], weight_affine=affine, bias=bias))
+        dynamic = self.plan.dynamic and operator(node) == "aten.linear"
+        return self.form.layer(replace(site, weight=held[0], weight_affine=affine, bias=bias, dynamic=dynamic))
 
     def _tensor(self, value: Any) -> Tensor | None:
         """The parameter or buffer that an argument reads."""
@@ -299,6 +329,8 @@ def _write(model: nn.Module, writes: Mapping[str, Tensor]) -> None:
 
 def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) -> None:
     """Everything that the plan names is there, with the right shapes."""
+    if plan.dynamic and plan.activations:
+        raise PlanError(WHO, f"dynamic with {len(plan.activations)} fixed activations", "none", "activations")
     for name, affine in plan.weights.items():
         if name not in points.layers.values():
             raise PlanError(WHO, f"weight {name!r}", closest(name, points.layers.values()), "weights")

@@ -3,9 +3,12 @@
 A value gets a point when it is
 
 * the output of a convolution, a linear layer, an addition of two tensors or an average pool, or
-* anything else that one of these reads, such as the model's input;
+* anything else that one of these reads, such as the model's input.
 
-and the point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
+An addition that a normalization or a softmax reads, or that reads an embedding, stays in float: around it nothing runs
+on integers. So do embeddings themselves.
+
+The point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
 flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear
 layer that gives the model's output has none either: integer kernels can write float there, and logits rounded to 8 bits
 would tie. A point is named after the value's place in the model's own code (`graphs.readable_names`): "input",
@@ -26,6 +29,8 @@ from pruning_bench.quantization.fold import LAYERS
 
 ADDS = frozenset({"aten.add", "aten.add_"})
 POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.avg_pool1d", "aten.avg_pool2d"})
+FLOAT_READERS = frozenset({"aten.layer_norm", "aten.rms_norm", "aten.softmax", "aten._softmax", "aten._safe_softmax"})
+EMBEDDINGS = frozenset({"aten.embedding", "aten.embedding_bag"})
 RELUS = frozenset({"aten.relu", "aten.relu_"})
 CARRIES = RELUS | {
     "aten.max_pool1d",
@@ -106,6 +111,16 @@ def find_points(program: ExportedProgram) -> Points:
     )
 
 
+def summed(program: ExportedProgram, points: Points) -> set[str]:
+    """Points of the layers that an addition alone reads, the first operand where both are such layers."""
+    found = set()
+    for node in program.graph.nodes:
+        if _is_add(node):
+            alone = (value for value in node.args if value.name in points.layers and list(value.users) == [node])
+            found |= {points.name_at(value.name) for value in [next(alone, None)] if value is not None}
+    return {name for name in found if name is not None}
+
+
 def runnable(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Node]]:
     """The program as a module with a graph that can be edited, and the node of that graph for each name in the program.
 
@@ -129,8 +144,14 @@ def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
 
 
 def _is_add(node: Node) -> bool:
-    """Is it the plain addition of two float tensors?"""
-    return operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
+    """Is it the plain addition of two float tensors, among operators that run on integers?"""
+    plain = operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
+    return plain and not _among_floats(node)
+
+
+def _among_floats(node: Node) -> bool:
+    reads = any(operator(source) in EMBEDDINGS for source in node.all_input_nodes)
+    return reads or any(operator(user) in FLOAT_READERS for user in node.users)
 
 
 def _is_float(value: object) -> bool:

@@ -21,12 +21,12 @@ SHIFT = 128  # from int8 to uint8
 WHO = "onnx"
 
 
-def storage(affine: Affine, where: str) -> torch.dtype:
+def storage(affine: Affine, where: str, who: str = WHO) -> torch.dtype:
     """The 8-bit integer type whose saturation is the affine's clamp; raises `PlanError` when there is none."""
     types = {(0, 255): torch.uint8, (-128, 127): torch.int8}
     if (affine.low, affine.high) not in types:
         found = f"activations in {affine.low}..{affine.high}"
-        raise PlanError(WHO, found, "8 bits (w8a8); fewer can only be simulated, by the runtime eager", where)
+        raise PlanError(who, found, "8 bits (w8a8); fewer can only be simulated, by the runtime eager", where)
     return types[affine.low, affine.high]
 
 
@@ -98,7 +98,51 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the operator."""
         bias = self.bias if self.whole_bias is None else self.whole_bias()
+        if self.operator is torch.ops.aten.linear.default and x.dim() > 2:  # an integer kernel takes [rows, in]
+            rows: Tensor = self.operator(x.flatten(0, -2), self.weight(), bias)
+            return rows.reshape(*x.shape[:-1], rows.shape[-1])
         return self.operator(x, self.weight(), bias, *self.rest)
+
+
+class DynamicLinear(nn.Module):
+    """A linear layer on codes, its input quantized at run time; see `quantization.dynamic`.
+
+    Args:
+        saturating: see `Layer`.
+    """
+
+    codes: Tensor
+    zero_point: Tensor
+    step: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None, saturating: bool = False) -> None:
+        super().__init__()
+        codes, stored = _stored(quantize(weight, affine), affine, saturating)
+        self.register_buffer("codes", codes.t().contiguous())
+        self.register_buffer("zero_point", stored.zero_point.reshape(-1)[0].to(codes.dtype))  # symmetric: all the same
+        self.register_buffer("step", affine.scale.reshape(-1).clone())
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], float32."""
+        made = torch.onnx.ops.symbolic_multi_out(
+            "DynamicQuantizeLinear",
+            (x,),
+            dtypes=(torch.uint8, torch.float32, torch.uint8),
+            shapes=(x.shape, (), ()),
+            version=OPSET,
+        )
+        codes, scale, zero_point = made
+        total = torch.onnx.ops.symbolic(
+            "MatMulInteger",
+            (codes, self.codes, zero_point, self.zero_point),
+            dtype=torch.int32,
+            shape=(*x.shape[:-1], self.codes.shape[1]),
+            version=OPSET,
+        )
+        y: Tensor = total.to(torch.float32) * (scale * self.step)
+        return y if self.bias is None else y + self.bias
 
 
 class GlobalAveragePool(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pruning_bench.judging.comparison import ClassChange, Comparison
+from pruning_bench.judging.comparison import ClassChange, Comparison, ScoreDifference
 from pruning_bench.judging.policy import Policy
 from pruning_bench.reporting import text
 from pruning_bench.reporting.tables import Table
@@ -30,24 +30,59 @@ def comparison_text(found: Comparison, policy: Policy | None = None) -> str:
 
 
 def summary(found: Comparison, policy: Policy) -> list[str]:
-    """What was compared, where, and whether the accuracies are shown to differ."""
-    shown = "a difference is shown" if found.p < policy.accuracy_p else "no difference is shown"
+    """What was compared, where, and whether the accuracies, or the scores, are shown to differ."""
+    if found.scored is not None:
+        return _scored_summary(found, found.scored, policy)
+    sides = [f"A  {found.a.name}", f"B  {found.b.name}"]
+    if not found.examples:
+        return [*sides, f"on {found.where}; intervals of {text.percent(policy.confidence, 0)}"]
+    shown = _shown(found.p, policy)
     same = f"{text.percent(found.agreement, 2)} of the predictions are equal, {found.flips} flipped"
     return [
-        f"A  {found.a.name}",
-        f"B  {found.b.name}",
+        *sides,
         f"on {found.where}, {found.examples} test examples; intervals of {text.percent(policy.confidence, 0)}",
         f"{same}: {found.lost} right only in A, {found.gained} right only in B",
         f"McNemar's mid-p, two-sided: {found.p:.2g}, {shown}",
     ]
 
 
+def _shown(p: float, policy: Policy) -> str:
+    return "a difference is shown" if p < policy.accuracy_p else "no difference is shown"
+
+
+def _scored_summary(found: Comparison, scored: ScoreDifference, policy: Policy) -> list[str]:
+    change = scored.change
+    p = min(1.0, 2 * min(change.p, change.mirrored))
+    return [
+        f"A  {found.a.name}",
+        f"B  {found.b.name}",
+        f"on {found.where}, {change.n} test examples; intervals of {text.percent(policy.confidence, 0)}",
+        f"{scored.name}: {change.worse} examples are worse in B, {change.better} better",
+        f"paired t test, two-sided: {p:.2g}, {_shown(p, policy)}",
+    ]
+
+
+def _score_rows(scored: ScoreDifference) -> tuple[tuple[str, str, Form, Against], ...]:
+    """The mean score and the interval of its difference; how alike the outputs are."""
+    low, high = scored.change.drop if scored.better == "lower" else tuple(-x for x in scored.change.drop[::-1])
+    unit = "" if scored.unit == "1" else f" {scored.unit}"
+    return (
+        (
+            scored.name,
+            scored.name,
+            lambda value: f"{value:.6g}{unit}",
+            lambda a, b: f"{b - a:+.3g} [{low:+.3g}, {high:+.3g}]",
+        ),
+        ("outputs, cosine to A", "similarity", "{:.6f}".format, lambda a, b: text.NOTHING),
+    )
+
+
 def numbers_table(found: Comparison, policy: Policy) -> Table:
     """A row for each number that both have; below them what to know of them."""
-    change = f"{text.points(found.change)} {text.interval(found.change_interval(policy), text.points)}"
     share, size = partial(text.percent, places=2), partial(text.amount, unit="B")
     rows: tuple[tuple[str, str, Form, Against], ...] = (
-        ("top-1", "top1", share, lambda a, b: change),
+        *(_score_rows(found.scored) if found.scored else ()),
+        ("top-1", "top1", share, lambda a, b: _change(found, policy)),
         ("loss (NLL)", "loss", "{:.4f}".format, lambda a, b: f"{b - a:+.4f}"),
         ("calibration error", "calibration_error", share, lambda a, b: text.points(b - a)),
         ("size", "bytes", size, partial(_factor, words=_SMALLER)),
@@ -67,6 +102,10 @@ def numbers_table(found: Comparison, policy: Policy) -> Table:
     if found.ratio is not None:
         notes.append("times are those of a single process: other processes may differ by more than the interval says")
     return Table("numbers", ("", "A", "B", "B against A"), ("left", "right", "right", "left"), cells, notes)
+
+
+def _change(found: Comparison, policy: Policy) -> str:
+    return f"{text.points(found.change)} {text.interval(found.change_interval(policy), text.points)}"
 
 
 def _factor(a: float, b: float, words: tuple[str, str]) -> str:

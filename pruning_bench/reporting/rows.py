@@ -32,14 +32,17 @@ class Row:
         settings: what differs from one CPU thread and batch 1, such as "t2 b64".
         seeds: how many seeds `top1` (a share) is the mean of.
         top1_change: to the dense model, a difference of shares.
+        score_name, score_unit: of the metric that scores each example; "" for classification.
+        score, score_change: its mean over `seeds`, and less that of the dense model.
         bytes, compression: of the saved file; dense size / size.
         macs, macs_share: multiply-accumulates with a nonzero weight; and over those of the dense model.
         latency: seconds per call.
         speedup, speedup_low, speedup_high: dense time / time on the same runtime, with its interval.
         processes: behind the speed-up; one says little of others.
         strongest_speedup, strongest: time of the strongest dense model here / time; and which that is.
-        simulation_agreement: of a quantized model, the share of test predictions equal to those of its simulation.
-        simulation_agreement_float: the same share of the model just before quantization, for comparison.
+        simulation_agreement: of a quantized model, the share of test predictions equal to those of its simulation; of
+            one whose examples have scores, the mean cosine between the outputs.
+        simulation_agreement_float: the same of the model just before quantization, for comparison.
         quantized_layers: how many layers the plan quantizes; None where the runtime lists no kernels.
         float_fallbacks: those of them that ran in float all the same, as `layer (operator dtype)`.
         outcome: the worst of the case's verdicts, "" when nothing of it was judged.
@@ -71,6 +74,10 @@ class Row:
     float_fallbacks: tuple[str, ...] = ()
     outcome: str = ""
     note: str = ""
+    score_name: str = ""
+    score_unit: str = "1"
+    score: float | None = None
+    score_change: float | None = None
 
 
 def rows_of(
@@ -116,10 +123,14 @@ def _measured(group: str, seeds: Mapping[int, Metrics], known: Processes | None,
         row = Row(group, case.model, case.dataset, case.recipe, case.runtime, settings)
     first = {name: m for metrics in reversed(list(seeds.values())) for name, m in metrics.items()}
     top1 = [metrics["top1"].value for metrics in seeds.values() if "top1" in metrics]
+    scores = [m for metrics in seeds.values() for m in metrics.values() if m.rule == "paired" and m.metric != "top1"]
     strongest = first.get("strongest_ratio")
     row = replace(
         row,
-        seeds=len(top1),
+        seeds=max(len(top1), len(scores)),
+        score_name=scores[0].metric if scores else "",
+        score_unit=scores[0].unit if scores else "1",
+        score=sum(m.value for m in scores) / len(scores) if scores else None,
         top1=sum(top1) / len(top1) if top1 else None,
         bytes=_value(first, "bytes"),
         macs=_value(first, "macs_effective", "macs"),
@@ -127,7 +138,8 @@ def _measured(group: str, seeds: Mapping[int, Metrics], known: Processes | None,
         strongest_speedup=1 / strongest.value if strongest and strongest.value else None,
         strongest=str(strongest.detail.get("strongest", "")) if strongest else "",
     )
-    row = _quantized(row, first.get("agreement_simulation"), first.get("latency"))
+    alike = first.get("agreement_simulation") or first.get("similarity_simulation")
+    row = _quantized(row, alike, first.get("latency"))
     return _timed(row, first.get("relative_time"), known, policy)
 
 
@@ -183,10 +195,11 @@ def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
     def dense(name: str) -> float | None:
         return next((value for r in same if (value := getattr(r, name)) is not None), None)
 
-    top1, size, macs = dense("top1"), dense("bytes"), dense("macs")
+    top1, size, macs, score = dense("top1"), dense("bytes"), dense("macs"), dense("score")
     row = replace(
         row,
         top1_change=None if row.top1 is None or top1 is None else row.top1 - top1,
+        score_change=None if row.score is None or score is None else row.score - score,
         compression=size / row.bytes if size and row.bytes else None,
         macs_share=row.macs / macs if macs and row.macs is not None else None,
     )
@@ -218,6 +231,9 @@ def off_simulation(row: Row) -> str:
     own, unquantized = row.simulation_agreement, row.simulation_agreement_float
     if own is None or unquantized is None or own >= unquantized:
         return ""
+    if row.score_name:
+        shares = f"cosine to its simulation {own:.6f}, of the unquantized model {unquantized:.6f}"
+        return f"not what the plan says: {shares}"
     shares = f"in {text.percent(own, 2)}, the unquantized model in {text.percent(unquantized, 2)}"
     return f"not what the plan says: predicts as its simulation {shares}"
 

@@ -100,14 +100,16 @@ def _case_table(title: str, rows: Sequence[Row]) -> Table:
         mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
         cells.append([*_cells(row), (row.outcome or text.NOTHING) + mark])
     below = [f"[{number}] {note}" for note, number in notes.items()]
-    return Table(title, HEADINGS, ALIGN, cells, [*below, *simulation_notes(rows)])
+    name = next((row.score_name for row in rows if row.score_name), "top-1")
+    headings = [name if heading == "top-1" else heading for heading in HEADINGS]
+    return Table(title, headings, ALIGN, cells, [*below, *simulation_notes(rows)])
 
 
 def simulation_notes(rows: Iterable[Row]) -> list[str]:
     """One line that says how often each quantized model predicts as its simulation does; none without such a model."""
     parts = []
     for row in rows:
-        if row.simulation_agreement is not None:
+        if row.simulation_agreement is not None and not row.score_name:
             unquantized = f" (unquantized: {text.percent(row.simulation_agreement_float, 2)})"
             where = f"{row.recipe or row.case_id} on {row.runtime} {row.settings}".rstrip()
             parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{unquantized}")
@@ -122,8 +124,8 @@ def _cells(row: Row) -> list[str]:
     return [
         row.recipe or row.case_id,
         f"{row.runtime} {row.settings}".strip(),
-        text.percent(row.top1, 2) + seeds,
-        text.points(row.top1_change),
+        (text.score(row.score, row.score_unit) if row.score_name else text.percent(row.top1, 2)) + seeds,
+        text.score(row.score_change, sign=True) if row.score_name else text.points(row.top1_change),
         text.amount(row.bytes, "B"),
         text.times(row.compression),
         text.amount(row.macs),

@@ -23,6 +23,19 @@ def seconds(value: float | None) -> str:
     return f"{_digits(value * 1e6)} us"
 
 
+def duration(value: float) -> str:
+    """How long somebody will wait.
+
+    Example:
+        >>> duration(41.2), duration(700), duration(7530)
+        ('41 s', '12 min', '2 h 6 min')
+    """
+    if value < 90:
+        return f"{value:.0f} s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def amount(value: float | None, unit: str = "") -> str:
     """A count, bytes or MACs with a decimal prefix.
 
@@ -77,6 +90,16 @@ def interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
     """
     low, high = map(form, bounds)
     return f"[{low.split()[0]}, {high.split()[0]}] {''.join(high.split()[1:])}".rstrip()
+
+
+def score(value: float | None, unit: str = "1", sign: bool = False) -> str:
+    """A score in its own unit.
+
+    Example:
+        >>> score(0.98765), score(31.4159, "dB"), score(-0.00123, sign=True)
+        ('0.98765', '31.416 dB', '-0.00123')
+    """
+    return NOTHING if value is None else f"{value:{'+' * sign}.5g} {'' if unit == '1' else unit}".rstrip()
 
 
 def measured(value: float | None, unit: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from pruning_bench.errors import UnavailableError
 from pruning_bench.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Runtime(Protocol):
 
     A runtime that only simulates quantized models says so by `simulates_quantized = True`: they are not timed on it.
     One that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
+    One that few have, or that takes long to build, says so by `optional = True`: the profile smoke leaves it out.
     One that is slower on this machine than elsewhere says why, and what to do, by `remarks() -> tuple[str, ...]`.
     """
 
@@ -73,6 +75,25 @@ class Runtime(Protocol):
         """A session of the model; raises `UnavailableError` where it cannot run, `ModelError` if it cannot be built."""
 
 
+def reason_without_device(device: str) -> str | None:
+    """None when torch can run on `device`, else the reason with the install command, in one line."""
+    if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+        return None
+    if device == "cuda":
+        return "torch sees no CUDA device; install a driver and a CUDA build of torch: python -m pip install torch"
+    return f"device {device} is unknown; choose cpu or cuda"
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """The clock that times what torch runs on `device`; the same one for every runtime of torch's."""
+    return time.perf_counter if device == "cpu" else _synchronized
+
+
+def _synchronized() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """So many threads for torch's operators meanwhile, and as many as before afterwards, whatever was set inside."""
@@ -82,6 +103,12 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def refuse_dynamic(who: str, compressed: Compressed) -> None:
+    """Raises `UnavailableError` for a plan that quantizes inputs at run time, where a runtime has no lowering of it."""
+    if compressed.quant_plan is not None and compressed.quant_plan.dynamic:
+        raise UnavailableError(who, "no lowering of inputs quantized at run time", "static, or the runtime onnxruntime")
 
 
 def runtime(cls: C) -> C:

@@ -1,9 +1,12 @@
-"""PyTorch itself, operator by operator. A quantized model is only simulated here, and its time is nobody's speed."""
+"""PyTorch itself, operator by operator.
+
+A model quantized to integers is only simulated here, and its time is nobody's speed; one that is cast to another
+floating-point type runs in it.
+"""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruning_bench.errors import ModelError, UnavailableError, one_line
-from pruning_bench.runtimes.contract import Kernel, Session, runtime, torch_threads
+from pruning_bench.runtimes.contract import Kernel, Session, clock_of, reason_without_device, runtime, torch_threads
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
@@ -30,11 +33,7 @@ class Eager:
 
     def available(self, device: str = "cpu") -> str | None:
         """None, or the reason with the install command."""
-        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
-            return None
-        if device == "cuda":
-            return "torch sees no CUDA device; install a driver and a CUDA build of torch: python -m pip install torch"
-        return f"device {device} is unknown; choose cpu or cuda"
+        return reason_without_device(device)
 
     def version(self) -> str:
         """Such as "torch 2.11.0"."""
@@ -73,15 +72,10 @@ class Eager:
             run,
             bind,
             kernels,
-            timed=compressed.quant_plan is None,
-            clock=time.perf_counter if device == "cpu" else _synchronized,
+            timed=compressed.quant_plan is None or compressed.quant_plan.dtype is not None,
+            clock=clock_of(device),
             concurrent=device == "cpu" and stateless,
         )
-
-
-def _synchronized() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

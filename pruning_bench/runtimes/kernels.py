@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pruning_bench.runtimes.contract import Kernel
 
-# Operators that multiply by weights, under the names that onnxruntime's fusions give them.
-MULTIPLIES = ("Conv", "Gemm", "MatMul")
+QUANTIZES_ITSELF = frozenset({"DynamicQuantizeMatMul"})  # reads float and multiplies codes
+# Operators that multiply by weights, under the names that ONNX, the fusions of the runtimes and ATen give them.
+_MULTIPLIES = re.compile(
+    r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnected|dequantize_per_channel|addmm|\bb?mm\b", re.IGNORECASE
+)
 _NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
@@ -28,6 +32,16 @@ def list_kernels(optimized: bytes) -> tuple[Kernel, ...]:
     return tuple(_kernel(node, types) for node in graph.node)
 
 
+def multiplies(operator: str) -> bool:
+    """Is it a convolution, a linear layer or another product?
+
+    Example:
+        >>> [name for name in ("FusedConv", "onednn.qlinear_pointwise", "QuantizeLinear") if multiplies(name)]
+        ['FusedConv', 'onednn.qlinear_pointwise']
+    """
+    return _MULTIPLIES.search(operator) is not None
+
+
 def float_fallbacks(kernels: Iterable[Kernel]) -> tuple[str, ...]:
     """Convolutions and linear layers that do not run on 8-bit codes, as `layer (operator dtype)`; empty when all do.
 
@@ -38,7 +52,7 @@ def float_fallbacks(kernels: Iterable[Kernel]) -> tuple[str, ...]:
     return tuple(
         f"{kernel.layer or '?'} ({kernel.operator} {kernel.dtype})"
         for kernel in kernels
-        if kernel.dtype != "int8" and any(word in kernel.operator for word in MULTIPLIES)
+        if kernel.dtype != "int8" and multiplies(kernel.operator)
     )
 
 
@@ -48,9 +62,11 @@ def _kernel(node: Any, types: dict[str, str]) -> Kernel:
     gives = {"QuantizeLinear": "int8", "DequantizeLinear": "float32"}.get(node.op_type, read)
     for name in node.output:
         types.setdefault(name, gives)
-    return Kernel(_layer_of(node.name), node.op_type, "int8" if read in ("int8", "uint8") else read)
+    on_codes = read in ("int8", "uint8") or node.op_type in QUANTIZES_ITSELF
+    return Kernel(layer_of(node.name), node.op_type, "int8" if on_codes else read)
 
 
-def _layer_of(name: str) -> str:
+def layer_of(name: str) -> str:
+    """The layer that a node's name tells (see `onnx_export`), or ""."""
     layer, bar, _ = name.partition("|")
     return layer.removeprefix("fused ") if bar else ""

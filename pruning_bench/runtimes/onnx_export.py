@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
 
 
+_EXPORTS: weakref.WeakKeyDictionary[Compressed, dict[object, bytes]] = weakref.WeakKeyDictionary()
+
+
+def exported(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, saturating: bool = False) -> bytes:
+    """What `export_onnx` gives, made once for all runtimes and threads; nobody changes a compressed model."""
+    exports = _EXPORTS.setdefault(compressed, {})
+    kind = (saturating, *((value.shape, value.dtype) for value in example_inputs))
+    if kind not in exports:
+        exports[kind] = export_onnx(compressed, example_inputs, saturating=saturating)
+    return exports[kind]
+
+
 def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, saturating: bool = False) -> bytes:
     """The model as ONNX bytes, batch free, weights inside; batch norm folded.
+
+    A cast changes nothing here: the runtime makes it.
 
     The inputs are named input, input_1 ..., and each node `layer|operator|number`, so that a runtime's own listing can
     be read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
@@ -31,7 +46,7 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
         ModelError: the model cannot be exported.
         PlanError: the plan does not fit the model, or has activations of other than 8 bits.
     """
-    plan = compressed.quant_plan or QuantPlan({})
+    plan = compressed.quant_plan if compressed.quant_plan and compressed.quant_plan.dtype is None else QuantPlan({})
     lowered = to_qdq(plan, compressed.float_model, example_inputs, saturating=saturating)
     program = export(lowered, example_inputs)
     names = [f"input_{index}" if index else "input" for index in range(len(example_inputs))]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import tempfile
-import weakref
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -63,26 +62,17 @@ class OnnxRuntime:
         """Exports and loads the model.
 
         Raises:
-            UnavailableError: not installed, or another device than the CPU.
+            UnavailableError: not installed, another device than the CPU, or a cast to another floating-point type.
             ModelError, PlanError: see `onnx_export.export_onnx`.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
-        return session_from(_exported(compressed, example_inputs), threads)
+        if compressed.quant_plan is not None and compressed.quant_plan.dtype is not None:
+            reason = f"its CPU provider computes in float32 alone, not in {compressed.quant_plan.dtype}"
+            raise UnavailableError(self.name, reason, "a cast on the runtimes eager, compiled or openvino")
+        from pruning_bench.runtimes.onnx_export import exported
 
-
-_EXPORTS: weakref.WeakKeyDictionary[Compressed, dict[object, bytes]] = weakref.WeakKeyDictionary()
-
-
-def _exported(compressed: Compressed, example_inputs: tuple[Tensor, ...]) -> bytes:
-    """The model as ONNX bytes, exported once for all numbers of threads; nobody changes a compressed model."""
-    from pruning_bench.runtimes.onnx_export import export_onnx
-
-    exports = _EXPORTS.setdefault(compressed, {})
-    kind = tuple((value.shape, value.dtype) for value in example_inputs)
-    if kind not in exports:
-        exports[kind] = export_onnx(compressed, example_inputs, saturating=sums_saturate())
-    return exports[kind]
+        return session_from(exported(compressed, example_inputs, saturating=sums_saturate()), threads)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pruning_bench
-from pruning_bench.datasets.contract import Dataset, load_dataset
+from pruning_bench.datasets.contract import Dataset, labelled_images, load_dataset
 from pruning_bench.errors import CheckpointError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, save_checkpoint
 from pruning_bench.models.contract import build_model
@@ -53,6 +53,7 @@ def train(
         CheckpointError: the state does not belong to this training.
         ModelError: the loss is not finite.
     """
+    images, selection = (labelled_images(part, "train") for part in (dataset.train, dataset.selection))
     optimizer = make_optimizer(model, config)
     identity = {**(identity or {}), **dataclasses.asdict(config), "data_digest": dataset.digest}
     done = Progressed(identity, 0, [])
@@ -61,8 +62,8 @@ def train(
     model.to(memory_format=torch.channels_last)
     for epoch in range(done.epochs_done, config.epochs):
         started = time.perf_counter()
-        loss = train_epoch(model, dataset.train, optimizer, config, epoch, progress)
-        chosen = evaluate(model, dataset.selection)
+        loss = train_epoch(model, images, optimizer, config, epoch, progress)
+        chosen = evaluate(model, selection)
         row = {"epoch": epoch + 1, "train_loss": loss, "selection_loss": chosen.loss, "selection_top1": chosen.top1}
         done = Progressed(identity, epoch + 1, [*done.history, row])
         if state is not None:
@@ -114,7 +115,10 @@ def train_reference(
     if not force:
         _refuse_to_overwrite(path, None if resume else state)
     dataset = load_dataset(dataset_name, data_dir, full=full)
-    shape = {"num_classes": len(dataset.classes), "in_channels": dataset.train.images.shape[1]}
+    shape = {
+        "num_classes": len(dataset.classes),
+        "in_channels": labelled_images(dataset.train, "train").images.shape[1],
+    }
     options = {**shape, **(options or {})}
     model = seeded_model(model_name, options, config.seed).to(device)
     try:
@@ -133,7 +137,7 @@ def train_reference(
         progress=progress,
         report=report,
     )
-    test = evaluate(model, dataset.test)
+    test = evaluate(model, labelled_images(dataset.test, "train"))
     card = {
         "model": model_name,
         "dataset": dataset_name,

@@ -13,6 +13,7 @@ from pruning_bench.conformance import quantization_checks as checks
 from pruning_bench.contracts import Context
 from pruning_bench.quantization.affine import choose_affine, code_range, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan
+from pruning_bench.quantization.methods.cast import Cast
 from pruning_bench.quantization.methods.static import Static
 
 X = torch.tensor([-9.0, -1.27, -0.55, -0.005, 0.0, 0.015, 0.5, 1.27, 9.0])
@@ -236,6 +237,8 @@ def test_every_check_of_a_method_has_a_mutant() -> None:
     listed = {check for _, check in checks.checks_for_quantization(Static())}
     bitten = {case[1] for case in METHODS}
     assert listed == bitten, f"without a mutant: {sorted(check.__name__ for check in listed ^ bitten)}"
-    core = {value for name, value in vars(checks).items() if name.startswith("check_")} - listed
+    casts = {check for _, check in checks.checks_for_quantization(Cast())} - listed
+    assert casts == {checks.check_plan_casts}, f"{casts}: its mutants are in tests/quantization/test_cast.py"
+    core = {value for name, value in vars(checks).items() if name.startswith("check_")} - listed - casts
     missing = core - {case[1] for case in CORE}
     assert not missing, f"without a mutant: {sorted(check.__name__ for check in missing)}"

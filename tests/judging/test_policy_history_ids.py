@@ -89,3 +89,31 @@ def test_no_runs_at_all(tmp_path):
     assert run_files(tmp_path / "none") == [], "runs in a folder that is not there"
     with pytest.raises(RecordError, match="known: none"):
         find_run(tmp_path, "latest")
+
+
+@pytest.fixture
+def versions(tmp_path):
+    for run_id, torch in (("1-a", "2.11.0+cpu"), ("2-b", "2.11.0+cpu"), ("3-c", "2.1.0"), ("4-d", "2.14.1")):
+        write_run(Run(run_id, "now", "smoke", Environment({"torch": torch}), (), ()), run_path(tmp_path, run_id))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("torch=2.11", "2-b"), ("torch=2.11.0", "2-b"), ("torch=2.1", "3-c"), ("torch=2", "4-d"), ("torch=2.14.1", "4-d")],
+)
+def test_a_run_is_found_by_a_version(versions, name, found):
+    assert find_run(versions, name).stem == found, f"{name} should be the latest whose version begins so, part by part"
+
+
+@pytest.mark.parametrize(("name", "words"), [("torch=2.12", "no run with torch 2.12"), ("onnx=1", "known: none")])
+def test_a_version_that_no_run_has_is_refused(versions, name, words):
+    with pytest.raises(RecordError, match=words):
+        find_run(versions, name)
+
+
+def test_a_damaged_run_hides_no_whole_one_and_is_named_where_there_is_none(versions):
+    (versions / "5-e.jsonl").write_text("{broken\n")
+    assert find_run(versions, "torch=2.11").stem == "2-b"
+    with pytest.raises(RecordError, match=r"5-e\.jsonl:1"):
+        find_run(versions, "torch=2.12")

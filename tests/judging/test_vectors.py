@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning_bench.errors import RecordError
-from pruning_bench.judging.vectors import flips, pack, unpack
+from pruning_bench.judging.vectors import flips, pack, pack_classes, unpack, unpack_classes
 
 BITS = st.lists(st.booleans(), max_size=70)
 
@@ -99,3 +99,55 @@ def test_flips_are_the_examples_that_changed(pairs):
 def test_flips_of_other_examples_are_refused():
     with pytest.raises(RecordError, match="2 examples, should be 3"):
         flips(np.zeros(3, bool), np.zeros(2, bool))
+
+
+@given(classes=st.lists(st.integers(-1, 2**31 - 1) | st.integers(-1, 12), max_size=40))
+def test_classes_come_back(classes):
+    check_round_trip(pack_classes, unpack_classes, classes)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_classes_come_back_bites(width):
+    def mutant(text):
+        """Mutant: one width for all."""
+        return unpack_classes(text).astype(f"<i{width}")
+
+    with pytest.raises(AssertionError):
+        check_round_trip(pack_classes, mutant, [0, 1 << (8 * width)])
+
+
+def test_classes_of_ten_thousand_are_short():
+    classes = np.random.default_rng(0).integers(0, 10, 10_000)
+    assert len(pack_classes(classes)) < 7000, f"{len(pack_classes(classes))} characters"
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        pytest.param([[1]], id="matrix"),
+        pytest.param([-2], id="below"),
+        pytest.param([0.5], id="shares"),
+        pytest.param([2**31], id="above"),
+    ],
+)
+def test_what_is_no_vector_of_classes_is_refused(classes):
+    with pytest.raises(RecordError, match="classes: "):
+        pack_classes(classes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("3", id="no colon"),
+        pytest.param(pack_classes([1, 2, 3])[:-3], id="truncated"),
+        pytest.param(_packed(2, b"abc"), id="no whole number of bytes"),
+        pytest.param(_packed(1, b"abc"), id="three bytes"),
+        pytest.param(_packed(1, b"\xfe"), id="below"),
+        pytest.param(_packed(0, b"a"), id="more than none"),
+        pytest.param(_packed(8, b"a" * 10_000_000), id="bomb"),
+        pytest.param("9" * 30 + ":" + GOOD.partition(":")[2], id="a count beyond memory"),
+    ],
+)
+def test_damaged_classes_are_loud_and_say_where(text):
+    with pytest.raises(RecordError, match=r"file:3"):
+        unpack_classes(text, "file:3")

@@ -97,20 +97,21 @@ def test_predictions_are_first_maxima(data: tuple[Tensor, Tensor]) -> None:
 def test_scores_fit_together(data: tuple[Tensor, Tensor]) -> None:
     logits, labels = data
     n, classes = logits.shape
-    scores = accuracy.scores(logits, labels)
+    confusion, per_class = accuracy.confusion_matrix(logits, labels), accuracy.per_class_accuracy(logits, labels)
+    top1, top5 = accuracy.top1(logits, labels), accuracy.top5(logits, labels)
     expected = torch.zeros(classes, classes, dtype=torch.int64)
     for label, guess in zip(labels.tolist(), accuracy.predictions(logits).tolist(), strict=True):
         if guess >= 0:
             expected[label, guess] += 1
-    assert scores.confusion.tolist() == expected.tolist(), f"{scores.confusion.tolist()}, not {expected.tolist()}"
-    right = int(scores.confusion.diagonal().sum())
-    assert scores.top1 == pytest.approx(right / n), f"top-1 {scores.top1}, but {right} of {n} on the diagonal"
-    assert scores.top1 <= scores.top5 <= 1, f"top-1 {scores.top1} and top-5 {scores.top5}"
+    assert confusion.tolist() == expected.tolist(), f"{confusion.tolist()}, not {expected.tolist()}"
+    right = int(confusion.diagonal().sum())
+    assert top1 == pytest.approx(right / n), f"top-1 {top1}, but {right} of {n} on the diagonal"
+    assert top1 <= top5 <= 1, f"top-1 {top1} and top-5 {top5}"
     counts = torch.bincount(labels, minlength=classes).tolist()
-    mean = sum(a * c for a, c in zip(scores.per_class, counts, strict=True) if a is not None) / n
-    assert mean == pytest.approx(scores.top1), f"classes average {mean}, but top-1 is {scores.top1}"
-    absent = [a is None for a in scores.per_class]
-    assert absent == [c == 0 for c in counts], f"{scores.per_class} for {counts} examples a class"
+    mean = sum(a * c for a, c in zip(per_class, counts, strict=True) if a is not None) / n
+    assert mean == pytest.approx(top1), f"classes average {mean}, but top-1 is {top1}"
+    absent = [a is None for a in per_class]
+    assert absent == [c == 0 for c in counts], f"{per_class} for {counts} examples a class"
 
 
 @settings(deadline=None)
@@ -316,10 +317,17 @@ BAD: dict[str, tuple[Any, Any]] = {
 }
 
 
+EVERY = (
+    *(accuracy.top1, accuracy.top5, accuracy.cross_entropy, accuracy.calibration_error, accuracy.correct),
+    *(accuracy.confusion_matrix, accuracy.per_class_accuracy),
+)
+
+
+@pytest.mark.parametrize("function", EVERY, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("name", BAD)
-def test_wrong_shapes_and_labels(name: str) -> None:
+def test_wrong_shapes_and_labels(name: str, function: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="should be"):
-        accuracy.scores(*BAD[name])
+        function(*BAD[name])
 
 
 def test_logits_of_different_shapes() -> None:

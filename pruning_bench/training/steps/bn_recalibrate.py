@@ -16,7 +16,7 @@ from pruning_bench.training.contract import StepTags, training_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
-    from pruning_bench.datasets.contract import Split
+    from pruning_bench.datasets.contract import Examples
 
 
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
@@ -74,15 +74,15 @@ class BnRecalibrate:
         if self.batch < 2:
             raise LevelError(self.name, f"batch {self.batch}", "at least 2")
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        batches = _drawn(context.need_train(self.name), self.batch, count, context.generator)
-        recalibrate(model, ((inputs.to(device),) for inputs in batches))
+        batches = _drawn(context.need_examples(self.name), self.batch, count, context.generator)
+        recalibrate(model, (tuple(x.to(device) for x in inputs) for inputs in batches))
         model.eval()
 
 
-def _drawn(split: Split, batch: int, count: int | None, generator: torch.Generator) -> Iterable[Tensor]:
+def _drawn(split: Examples, batch: int, count: int | None, generator: torch.Generator) -> Iterable[tuple[Tensor, ...]]:
     """At most `count` batches in random order, all of the same size: an average over batches weighs them equally."""
     size = min(batch, len(split))
     whole = len(split) // size
     order = torch.randperm(len(split), generator=generator)
     for index in range(whole if count is None else min(count, whole)):
-        yield split.inputs(order[index * size : (index + 1) * size])
+        yield split.arguments(order[index * size : (index + 1) * size])

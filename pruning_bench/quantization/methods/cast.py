@@ -1,0 +1,52 @@
+"""Weights and arithmetic in a 16-bit floating-point type: what a dense model can gain without any compression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from pruning_bench.contracts import Context
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.quantization.contract import FLOATS, QuantizationTags, QuantPlan, quantization_method
+from pruning_bench.recipe import DType, as_level
+
+
+@quantization_method
+@dataclass(frozen=True)
+class Cast:
+    """`cast:bf16`, `cast:fp16`: the whole model in that type, with float32 inputs and outputs.
+
+    Whether that is faster depends on the processor: without instructions for the type it is emulated, exactly and
+    slowly.
+    """
+
+    name: ClassVar[str] = "cast"
+    examples: ClassVar[tuple[str, ...]] = ("cast:bf16", "cast:fp16")
+    tags: ClassVar[QuantizationTags] = QuantizationTags(
+        weights=False,
+        activations=False,
+        needs_calibration=False,
+        casts=True,
+        reference="Kalamkar et al., A Study of BFLOAT16 for Deep Learning Training, arXiv 1905.12322",
+    )
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        """The plan that holds the type alone.
+
+        Args:
+            level: `bf16` or `fp16`.
+        Raises:
+            LevelError: another level.
+            ModelError: a weight that the type cannot hold: fp16 ends at 65504.
+        """
+        level = as_level(level)
+        if not isinstance(level, DType) or level.name not in FLOATS:
+            found = "no level" if level is None else f"level {level}"
+            raise LevelError(self.name, found, " or ".join(FLOATS))
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.is_floating_point() and not value.to(FLOATS[level.name]).isfinite().all():
+                largest = float(value.detach().abs().max())
+                raise ModelError(self.name, f"a value of {largest:.3g}", f"what {level} can hold", name)
+        return QuantPlan({}, dtype=level.name)

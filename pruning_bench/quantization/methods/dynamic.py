@@ -1,0 +1,70 @@
+"""Dynamic quantization after training: per-channel weights, activations by the range that they have at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from pruning_bench.contracts import Context
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.graphs import export, operator
+from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
+from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.observers import value_range
+from pruning_bench.quantization.points import find_points
+from pruning_bench.recipe import bits_of
+
+
+@quantization_method
+@dataclass(frozen=True)
+class Dynamic:
+    """`dynamic:w8a8`: linear layers only; symmetric weights, activations of each batch by their own range.
+
+    Needs no calibration, and suits models whose activations range differently from input to input, such as encoders
+    of text. Convolutions and embeddings stay in float.
+
+    Args:
+        granularity: of the weights: one scale per output channel, or one per tensor.
+    """
+
+    name: ClassVar[str] = "dynamic"
+    tags: ClassVar[QuantizationTags] = QuantizationTags(
+        needs_calibration=False,
+        reference="Zafrir et al., Q8BERT: Quantized 8Bit BERT, NeurIPS 2019 workshop, arXiv 1910.06188",
+    )
+
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        """The plan for `model` with its batch norm folded.
+
+        Args:
+            level: `w8a8`, or fewer bits for the weights.
+        Raises:
+            LevelError: no such bits.
+            ModelError: no linear layer.
+        """
+        bits = bits_of(self.name, level)
+        if bits.activations != 8:
+            raise LevelError(self.name, f"level {bits}", "8 bits for activations, such as w8a8")
+        folded = fold_batch_norms(model, context.example_inputs)
+        program = export(folded, context.example_inputs)
+        points = find_points(program)
+        linear = {node.name for node in program.graph.nodes if operator(node) == "aten.linear"}
+        names = dict.fromkeys(weight for node, weight in points.layers.items() if node in linear)
+        if not names:
+            raise ModelError(self.name, "no linear layer", "at least one to quantize")
+        axis = 0 if self.granularity == "per_channel" else None
+        parameters = dict(folded.named_parameters(remove_duplicate=False))
+        return QuantPlan(
+            {
+                name: choose_affine(
+                    *value_range(parameters[name].detach(), axis), bits.weights, symmetric=True, axis=axis
+                )
+                for name in names
+            },
+            dynamic=True,
+        )

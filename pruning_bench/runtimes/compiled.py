@@ -1,0 +1,117 @@
+"""torch.compile with inductor and frozen weights: float, casts, and int8 by patterns for x86 that torchao registers.
+
+A model is exported first, so that no two sessions share code that torch.compile would compile again, or give up on; and
+compiled for the shapes of its example inputs. Other batches run through that code part by part: predictions come from
+the very code that is timed, and nothing is compiled twice.
+
+On x86 before VNNI oneDNN's int8 kernels clip sums of two large products (`inductor.sums_saturate`). They are run all
+the same, as they are for everybody who compiles a model there; `agreement_simulation` tells what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from pruning_bench.errors import ModelError, UnavailableError, one_line
+from pruning_bench.graphs import export
+from pruning_bench.quantization.cast import cast
+from pruning_bench.quantization.lower import Rule, lower
+from pruning_bench.quantization.points import runnable
+from pruning_bench.runtimes import inductor
+from pruning_bench.runtimes.contract import (
+    Session,
+    clock_of,
+    reason_without_device,
+    refuse_dynamic,
+    runtime,
+    torch_threads,
+)
+
+if TYPE_CHECKING:
+    from pruning_bench.engine import Compressed
+
+
+@runtime
+class Compiled:
+    """The runtime `compiled`: torch.compile, inductor, freezing."""
+
+    name: ClassVar[str] = "compiled"
+    optional: ClassVar[bool] = True
+    rules: ClassVar[frozenset[Rule]] = frozenset({Rule.INTEGER_SUMS, Rule.RELU_IS_CLAMP})
+
+    def available(self, device: str = "cpu") -> str | None:
+        """None, or the reason with the install command."""
+        return reason_without_device(device) or inductor.reason_without_compiler(device)
+
+    def version(self) -> str:
+        """Such as "torch 2.14.1, g++ 12.2.0, torchao 0.18.0"."""
+        return (
+            f"torch {torch.__version__}, {inductor.compiler_version()}, torchao {inductor.torchao_version() or 'none'}"
+        )
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is missing or slower here for quantized models."""
+        return inductor.remarks()
+
+    def build(
+        self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
+    ) -> Session:
+        """Compiles the model for the shapes of the example inputs.
+
+        Raises:
+            UnavailableError: no such device, no compiler; for int8: no torchao, or not on the CPU.
+            ModelError, PlanError: the model cannot be exported or compiled.
+        """
+        if reason := self.available(device):
+            raise UnavailableError(self.name, reason, "available")
+        refuse_dynamic(self.name, compressed)
+        graph = _graph(compressed, example_inputs, device)
+        inputs = tuple(value.to(device) for value in example_inputs)
+        try:
+            with torch_threads(threads):
+                call, kernels = inductor.compile_graph(graph, inputs)
+        except Exception as error:
+            found = f"{type(error).__name__}: {one_line(error)}"
+            raise ModelError(self.name, found, "a model that torch.compile compiles", str(compressed.recipe)) from error
+        count = len(inputs[0])
+
+        def run(*inputs: Tensor) -> Tensor:
+            with torch_threads(threads), torch.inference_mode():
+                return torch.cat([call(*part).cpu() for part in _parts(inputs, count, device)])[: len(inputs[0])]
+
+        def bind(*inputs: Tensor) -> Callable[[], object]:
+            bound = tuple(value.to(device, copy=True) for value in inputs)
+            timed = call
+            if any(value.shape != example.shape for value, example in zip(bound, example_inputs, strict=True)):
+                with torch_threads(threads):
+                    timed, _ = inductor.compile_graph(_graph(compressed, example_inputs, device), bound)
+            torch.set_num_threads(threads)
+            return torch.inference_mode()(lambda: timed(*bound))
+
+        return Session(run, bind, kernels, clock=clock_of(device), concurrent=device == "cpu")
+
+
+def _graph(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: str) -> fx.GraphModule:
+    """What torch.compile is given: the exported model, with q/dq operators or in the type that its plan asks for."""
+    plan, model = compressed.quant_plan, compressed.float_model
+    if plan is not None and plan.dtype is not None:
+        model = cast(model, plan.dtype)
+    elif plan is not None:
+        if reason := inductor.reason_without_int8(device):
+            raise UnavailableError(Compiled.name, reason, "available")
+        from pruning_bench.quantization.decomposed import Decomposed
+
+        model = lower(plan, model, example_inputs, Decomposed())
+    return runnable(export(model, example_inputs))[0].to(device)
+
+
+def _parts(inputs: tuple[Tensor, ...], count: int, device: str) -> list[tuple[Tensor, ...]]:
+    """The inputs in batches of `count`, the last one filled up with its last example."""
+    missing = -len(inputs[0]) % count
+    whole = [torch.cat([value, *[value[-1:]] * missing]) if missing else value for value in inputs]
+    starts = range(0, len(whole[0]), count)
+    return [tuple(value[start : start + count].to(device) for value in whole) for start in starts]

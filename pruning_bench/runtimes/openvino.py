@@ -1,0 +1,171 @@
+"""OpenVINO on the CPU: float, and int8 by the q/dq nodes of the same ONNX file that onnxruntime reads.
+
+It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Most additions
+run in the convolution before them, whose sum they take unrounded; one that gets a kernel of its own differs from the
+simulation in that. On x86 before VNNI oneDNN's kernels clip sums of two large products of 8-bit codes; they are run all
+the same, and `agreement_simulation` tells what that costs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import threading
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.lower import Rule
+from pruning_bench.runtimes.contract import Kernel, Session, refuse_dynamic, runtime
+from pruning_bench.runtimes.kernels import layer_of, multiplies
+
+if TYPE_CHECKING:
+    from pruning_bench.engine import Compressed
+
+NEEDED = ("openvino", "onnx", "onnxscript")
+INSTALL = "python -m pip install openvino onnx onnxscript"
+HINTS = {None: "f32", "bf16": "bf16", "fp16": "f16"}  # by the plan's dtype
+CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # as the CPU device names what it computes in
+_PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "int8", "i32": "int32"}
+
+
+@runtime
+class OpenVino:
+    """The runtime `openvino`: its CPU device, one stream, float32 unless the model is cast."""
+
+    name: ClassVar[str] = "openvino"
+    optional: ClassVar[bool] = True
+    rules: ClassVar[frozenset[Rule]] = frozenset(
+        {Rule.INTEGER_SUMS, Rule.INTEGER_BIASES, Rule.SUMS_IN_LAYERS, Rule.RELU_IS_CLAMP}
+    )
+
+    def available(self, device: str = "cpu") -> str | None:
+        """None, or the reason with the install command."""
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed; {INSTALL}"
+        return None if device == "cpu" else f"runs on cpu only, not on {device}; choose device cpu or the runtime eager"
+
+    def version(self) -> str:
+        """Such as "openvino 2026.4.1"."""
+        return f"openvino {metadata.version('openvino')}"
+
+    def build(
+        self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
+    ) -> Session:
+        """Exports and compiles the model for the shapes of the example inputs; for others when they first come.
+
+        Raises:
+            UnavailableError: not installed, another device than the CPU, or a cast that this CPU has no kernels for.
+            ModelError, PlanError: see `onnx_export.export_onnx`.
+        """
+        if reason := self.available(device):
+            raise UnavailableError(self.name, reason, "available")
+        refuse_dynamic(self.name, compressed)
+        dtype = compressed.quant_plan.dtype if compressed.quant_plan else None
+        if dtype is not None and CAPABILITIES[dtype] not in capabilities():
+            found = f"this CPU computes in {', '.join(sorted(capabilities()))}, not in {dtype}"
+            raise UnavailableError(self.name, found, f"a CPU with {dtype} instructions, or the runtime eager")
+        from pruning_bench.runtimes.onnx_export import exported
+
+        models = Models(exported(compressed, example_inputs), threads, HINTS[dtype])
+        return Session(_runner(models), _binder(models), list_kernels(models.compiled(example_inputs)))
+
+
+class Models:
+    """One ONNX model, compiled for the shapes that are asked for, each once."""
+
+    def __init__(self, content: bytes, threads: int, precision: str) -> None:
+        self._content = content
+        self._options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        self._made: dict[tuple[torch.Size, ...], Any] = {}
+        self._lock = threading.Lock()
+
+    def compiled(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The `openvino.CompiledModel` for inputs of these shapes."""
+        shapes = tuple(value.shape for value in inputs)
+        with self._lock:
+            if shapes not in self._made:
+                model = core().read_model(io.BytesIO(self._content))
+                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+                self._made[shapes] = core().compile_model(model, "CPU", self._options)
+            return self._made[shapes]
+
+
+@functools.cache
+def core() -> Any:
+    """The one `openvino.Core` of the process."""
+    import openvino as ov  # type: ignore[import-untyped,unused-ignore]
+
+    return ov.Core()
+
+
+@functools.cache
+def capabilities() -> frozenset[str]:
+    """What the CPU device computes in: FP32, INT8, BF16 ..."""
+    return frozenset(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")) & {"FP32", "FP16", "BF16", "INT8"}
+
+
+def list_kernels(compiled: Any) -> tuple[Kernel, ...]:
+    """The nodes of the graph that a compiled model executes, in order, with the element type they compute in.
+
+    A fused node goes by the layer of its convolution or product, if it has one.
+    """
+    nodes = [{key: str(value.value) for key, value in node.get_rt_info().items()} for node in _nodes(compiled)]
+    nodes.sort(key=lambda node: int(node.get("execOrder", 0)))
+    return tuple(_kernel(node) for node in nodes if node.get("layerType") not in ("Input", "Output", "Const"))
+
+
+def _nodes(compiled: Any) -> list[Any]:
+    return list(compiled.get_runtime_model().get_ordered_ops())
+
+
+def _kernel(node: dict[str, str]) -> Kernel:
+    originals = [name for name in node.get("originalLayersNames", "").split(",") if name]
+    named = sorted(originals, key=lambda name: not multiplies(name.split("|")[1] if "|" in name else ""))
+    precision = node.get("runtimePrecision", "?").lower()
+    layer = layer_of(named[0]) if named else ""
+    return Kernel(layer, node.get("layerType", "?"), _PRECISIONS.get(precision, precision))
+
+
+def _runner(models: Models) -> Callable[..., Tensor]:
+    def run(*inputs: Tensor) -> Tensor:
+        request = models.compiled(inputs).create_infer_request()
+        outputs = request.infer([_array(value) for value in inputs], share_inputs=True)
+        return torch.from_numpy(np.asarray(outputs[0]))
+
+    return run
+
+
+def _binder(models: Models) -> Callable[..., Callable[[], object]]:
+    def bind(*inputs: Tensor) -> Callable[[], object]:
+        import openvino as ov  # type: ignore[import-untyped,unused-ignore]
+
+        request = models.compiled(inputs).create_infer_request()
+        for index, value in enumerate(inputs):
+            request.set_input_tensor(index, ov.Tensor(_array(value).copy()))
+
+        def call() -> object:
+            request.start_async()
+            request.wait()
+            return request
+
+        return call
+
+    return bind
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = value.detach().cpu().contiguous().numpy()
+    return array

@@ -1,0 +1,181 @@
+"""What is measured of a model's outputs, by task: classification, or a score for each example.
+
+Both record a metric of rule "paired" with one entry a test example, so that runs are compared example by example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning_bench.datasets.contract import ReferenceDataset
+from pruning_bench.errors import DataError, ModelError
+from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.scores import change_of_scores, with_margin
+from pruning_bench.judging.statistics import drop_interval, mcnemar_midp, smallest_drop
+from pruning_bench.judging.vectors import pack, pack_classes, pack_scores
+from pruning_bench.judging.verdicts import direction, drop_outcome
+from pruning_bench.metrics import accuracy
+from pruning_bench.metrics.contract import Evaluation, Score
+from pruning_bench.metrics.scores import similarity
+from pruning_bench.records import Measurement, Outcome
+
+Record: TypeAlias = Callable[..., Measurement]
+
+
+class Task(Protocol):
+    """How good outputs are, and how alike."""
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """Names of the metrics that `measure` records."""
+
+    @property
+    def against_simulation(self) -> str:
+        """Name of the metric that says how alike a runtime's outputs and the simulation's are."""
+
+    def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
+        """The quality of one case; raises `DataError`, `ModelError` or `PluginError` where it cannot be told."""
+
+    def alike(self, a: Tensor, b: Tensor) -> float:
+        """How alike the outputs of two models are, at most 1."""
+
+    def control(self, record: Record, seen: Evaluation) -> Measurement | None:
+        """Outputs spoilt on purpose, which the judge must find; None where so few examples can show nothing."""
+
+
+def task_of(dataset: ReferenceDataset) -> Task:
+    """The task of a registered data set."""
+    return Classification() if dataset.score is None else Scored(dataset.score)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Outputs are logits [N, C], targets class numbers [N]."""
+
+    due = ("top1", "top5", "loss", "calibration_error", "agreement", "flips")
+    against_simulation = "agreement_simulation"
+
+    def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
+        """Accuracies, losses, and what changed against the dense model."""
+        logits, labels, dense = seen.logits, _labels(seen), seen.dense_logits
+        flipped = accuracy.flips(dense, logits, labels)
+        detail: dict[str, Any] = {
+            "per_class": accuracy.per_class_accuracy(logits, labels),
+            "confusion": accuracy.confusion_matrix(logits, labels).tolist(),
+            "predictions": pack_classes(accuracy.predictions(logits).numpy()),
+        }
+        vector = pack(accuracy.correct(logits, labels).numpy())
+        return [
+            record("top1", accuracy.top1(logits, labels), vector=vector, detail=detail),
+            record("top5", accuracy.top5(logits, labels)),
+            record("loss", accuracy.cross_entropy(logits, labels)),
+            record("calibration_error", accuracy.calibration_error(logits, labels)),
+            record("agreement", accuracy.agreement(logits, dense)),
+            record("flips", flipped.count, detail={"worse": flipped.right_to_wrong, "better": flipped.wrong_to_right}),
+        ]
+
+    def alike(self, a: Tensor, b: Tensor) -> float:
+        """Share of equal predictions."""
+        return accuracy.agreement(a, b)
+
+    def control(self, record: Record, seen: Evaluation) -> Measurement | None:
+        """Some right predictions made wrong, 1 % or the fewest that so many examples can show."""
+        labels = _labels(seen)
+        policy, right, count = Policy(), accuracy.correct(seen.logits, labels), len(labels)
+        smallest = smallest_drop(count, 0, policy.accuracy_margin, policy.accuracy_p, policy.confidence)
+        lost = max(count // 100, math.ceil((smallest or 1) * count) + 1)
+        if smallest is None or lost > int(right.sum()):
+            return None  # no drop that can happen here can be shown
+        spoilt = accuracy.with_flips(seen.logits, labels, lost, torch.Generator().manual_seed(0))
+        after = accuracy.correct(spoilt, labels)
+        gone, won = int((right & ~after).sum()), int((~right & after).sum())
+        p, (low, _) = mcnemar_midp(gone, won), drop_interval(gone, won, len(labels), policy.confidence)
+        caught = p < policy.accuracy_p and low > policy.accuracy_margin
+        why = f"{lost} predictions spoilt of {len(labels)}: p {p:.1g}, drop at least {low:.2%}"
+        return record("flipped_twin", float(after.float().mean()), detail={"holds": caught, "why": why})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Outputs are whatever the score takes, one row an example."""
+
+    score: Score
+
+    against_simulation = "similarity_simulation"
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """The score, and how alike the dense model's outputs are."""
+        return self.score.name, "similarity"
+
+    def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
+        """The mean of the scores, which stand beside it."""
+        scores = self._scores(seen)
+        detail = {"margin": float(self.score.margin), "least": float(scores.min()), "most": float(scores.max())}
+        return [
+            record(self.score.name, float(scores.mean(dtype=np.float64)), vector=pack_scores(scores), detail=detail),
+            record("similarity", self.alike(seen.logits, seen.dense_logits)),
+        ]
+
+    def alike(self, a: Tensor, b: Tensor) -> float:
+        """Mean cosine between the outputs; -1 where one of them is not finite."""
+        return similarity(a, b)
+
+    def control(self, record: Record, seen: Evaluation) -> Measurement | None:
+        """Every example gets the outputs of another one, which the judge must find in the scores.
+
+        None where nothing is wrong then, as all outputs or all references are equal; needs 30 examples to be seen.
+        """
+        outputs, reference = seen.logits, self.score.reference(seen.labels, seen.dense_logits)
+        given = _others(len(outputs))
+        if len(outputs) < LEAST_SPOILT or any(torch.equal(x[given], x) for x in (outputs, reference)):
+            return None
+        right, wrong = self._scores(seen), self._scores(replace(seen, logits=outputs[given]))
+        policy = with_margin(Policy(), float(self.score.margin))
+        change = change_of_scores(right, wrong, direction(self.score.better), policy)
+        caught = drop_outcome(change.drop, change.p, change.mirrored, policy) is Outcome.REGRESSED
+        why = f"outputs of other examples: {change.worse} of {change.n} scores worse, {change.better} better"
+        if not change.worse and not change.better:
+            why = f"score {self.score.name} does not react to wrong outputs: {why}"
+        elif not caught:
+            low, high = change.drop
+            found = f"mean worse by {low:.3g} to {high:.3g}, margin {policy.accuracy_margin:.3g}, p {change.p:.1g}"
+            why = f"score {self.score.name} does not show wrong outputs as worse: {why}, {found}"
+        return record("spoilt_twin", float(wrong.mean(dtype=np.float64)), detail={"holds": caught, "why": why})
+
+    def _scores(self, seen: Evaluation) -> Any:
+        """float32 [N], as they are recorded."""
+        return self.score.of(seen.logits, seen.labels, seen.dense_logits).numpy().astype(np.float32)
+
+
+LEAST_SPOILT = 30
+
+
+def _others(count: int) -> Tensor:
+    """For each example the index of another one, drawn at random: neighbours may be alike. int64 [N]."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    given = torch.empty_like(order)
+    given[order] = order.roll(1)
+    return given
+
+
+def check_outputs(outputs: object, count: int, who: str) -> Tensor:
+    """The outputs; raises `ModelError` unless they are floating point, one row for each of `count` examples."""
+    if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dim() and len(outputs) == count:
+        return outputs
+    shown = f"{outputs.dtype} of shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    found = f"outputs {shown} for {count} example{'s' * (count > 1)}"
+    raise ModelError(who, found, f"floating point, [{count}, ...]: the examples first")
+
+
+def _labels(seen: Evaluation) -> Tensor:
+    if seen.labels is None:
+        raise DataError("classification", "no targets", "class numbers beside the test inputs")
+    return seen.labels

@@ -1,0 +1,165 @@
+"""Dynamic int8: its arithmetic is ONNX's, the simulation is what onnxruntime runs, and attention keeps its floats."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pruning_bench import compress, load, save
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.graphs import export
+from pruning_bench.measuring import kernel_detail
+from pruning_bench.quantization import dynamic
+from pruning_bench.quantization.dynamic import HIGHEST, dynamic_affine
+from pruning_bench.quantization.points import find_points
+from pruning_bench.registry import RUNTIMES
+
+NUMBERS = st.floats(-1024, 1024, width=32).filter(lambda value: value == 0 or abs(value) > 1e-6)
+VALUES = st.lists(NUMBERS, min_size=1, max_size=20)
+
+
+@functools.cache
+def onnx_words() -> Any:
+    """A session of DynamicQuantizeLinear alone."""
+    ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    outputs = [
+        helper.make_tensor_value_info(name, kind, None)
+        for name, kind in (("codes", kinds.UINT8), ("scale", kinds.FLOAT), ("zero", kinds.UINT8))
+    ]
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"])
+    graph = helper.make_graph([node], "words", [helper.make_tensor_value_info("x", kinds.FLOAT, [None])], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def check_words(values: list[float], affine: Callable[[Tensor], tuple[Tensor, Tensor]] = dynamic_affine) -> None:
+    x = np.asarray(values, np.float32)
+    codes, scale, zero = onnx_words().run(None, {"x": x})
+    own_scale, own_zero = affine(torch.from_numpy(x))
+    assert (float(own_scale), float(own_zero)) == (float(scale), float(zero)), f"{own_scale}, {own_zero} of {values}"
+    own = ((torch.from_numpy(x) / own_scale).round() + own_zero).clamp(0, HIGHEST)
+    assert own.tolist() == codes.tolist(), f"{own.tolist()}, should be {codes.tolist()}"
+
+
+@given(VALUES)
+def test_its_words_are_onnxs(values: list[float]) -> None:
+    check_words(values)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda x: ((x.amax() - x.amin()) / HIGHEST, (-x.amin() / ((x.amax() - x.amin()) / HIGHEST)).round()),
+        lambda x: (dynamic_affine(x)[0], dynamic_affine(x)[1] + 1),
+        lambda x: (x.abs().amax() / 127, torch.tensor(128.0)),
+    ],
+    ids=["zero is not held", "shifted", "symmetric"],
+)
+def test_the_check_of_the_words_bites(mutant: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    with pytest.raises(AssertionError):
+        check_words([1.0, 2.5, 7.0], mutant)
+
+
+class Attention(nn.Module):
+    """Ids and mask -> attention over sequences; one linear layer on two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(30, 16)
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16, bias=i != 1) for i in range(4))
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(ids)
+        scores = self.query(x) @ self.key(x).transpose(1, 2) / 4
+        scores = scores + (1.0 - mask[:, None].float()) * torch.finfo(torch.float32).min
+        x = self.norm(x + self.out(scores.softmax(-1) @ self.value(x)))
+        head: Tensor = self.head(x.mean(1))
+        return head
+
+
+class Whole(nn.Module):
+    """The same inside a module: kernels at the top have no name and count as layers, attention's products too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Attention()
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        output: Tensor = self.inner(ids, mask)
+        return output
+
+
+@functools.cache
+def batch() -> tuple[Tensor, Tensor]:
+    ids = torch.randint(30, (24, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[::2, 4:] = 0
+    return ids, mask
+
+
+@functools.cache
+def made(recipe: str) -> Any:
+    example = tuple(x[:1] for x in batch())
+    return compress(Whole().eval(), recipe, example_inputs=example, calibration=[batch()])
+
+
+def check_simulated(recipe: str) -> None:
+    """The session gives what the simulation gives, and both are near the float model without being it."""
+    compressed = made(recipe)
+    session = RUNTIMES["onnxruntime"].build(compressed, compressed.example_inputs)
+    with torch.no_grad():
+        simulated, dense = compressed.model(*batch()), compressed.float_model(*batch())
+    error = float((session.run(*batch()) - simulated).abs().max())
+    assert error < 1e-5, f"onnxruntime is off its simulation by {error}"
+    change = float((simulated - dense).abs().max() / dense.abs().max())
+    assert 1e-4 < change < 0.05, f"changed by {change}"
+    detail = kernel_detail(session.kernels, compressed.quant_plan)
+    assert (detail["quantized_layers"], detail["float_fallbacks"]) == (5, []), f"{detail}"
+
+
+@pytest.mark.parametrize("recipe", ["static:w8a8", "dynamic:w8a8", "dynamic:w8a8,granularity=per_tensor"])
+def test_onnxruntime_runs_what_is_simulated(recipe: str) -> None:
+    check_simulated(recipe)
+
+
+def test_the_check_of_the_simulation_bites(monkeypatch: pytest.MonkeyPatch) -> None:
+    wider = lambda x: tuple(value * factor for value, factor in zip(dynamic_affine(x), (1.2, 1.0), strict=True))  # noqa: E731
+    monkeypatch.setattr(dynamic, "dynamic_affine", wider)
+    made.cache_clear()
+    with pytest.raises(AssertionError, match="off its simulation"):
+        check_simulated("dynamic:w8a8")
+    made.cache_clear()
+
+
+def test_a_file_holds_what_is_dynamic(tmp_path: Any) -> None:
+    compressed = made("dynamic:w8a8")
+    save(compressed, tmp_path / "small.safetensors")
+    again = load(tmp_path / "small.safetensors", model=Whole())
+    assert again.quant_plan is not None
+    assert again.quant_plan.dynamic, "loaded as static"
+    with torch.no_grad():
+        assert torch.equal(again.model(*batch()), compressed.model(*batch())), "another model came back"
+
+
+def test_masks_sums_for_norms_and_embeddings_have_no_point() -> None:
+    """Quantized, the mask's -3.4e38 would be the range of all attention scores."""
+    values = list(find_points(export(Attention().eval(), batch())).values)
+    assert not any("add" in name for name in values), f"{values}"
+    assert {"query.linear", "key.linear", "value.linear", "out.linear", "words.embedding"} <= {*values}, f"{values}"
+
+
+@pytest.mark.parametrize(("level", "error"), [("w8", LevelError), ("w8a4", LevelError), ("w8a8", ModelError)])
+def test_what_it_cannot_do_is_said(level: str, error: type[Exception]) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten())
+    with pytest.raises(error, match="dynamic: "):
+        compress(model, f"dynamic:{level}", example_inputs=(torch.zeros(1, 2, 4),))

@@ -1,0 +1,223 @@
+"""The runtime `compiled`: parity with eager and with the simulation, kernels that really ran, what is missing."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.conformance.quantization_checks import ExampleNet, example, example_images
+from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.methods.static import Static
+from pruning_bench.runtimes import inductor
+from pruning_bench.runtimes.compiled import Compiled
+from pruning_bench.runtimes.contract import Kernel, Session
+from pruning_bench.runtimes.kernels import float_fallbacks
+
+SAME = 1e-5  # of the largest output: float32 noise of the last layer
+CONVOLUTIONS = {"conv1", "conv2", "conv3"}
+LAYERS = (*CONVOLUTIONS, "hidden", "classifier")
+needs_compiler = pytest.mark.skipif(Compiled().available() is not None, reason=str(Compiled().available()))
+needs_torchao = pytest.mark.skipif(inductor.torchao_version() is None, reason=inductor.TORCHAO)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the runtime reads of a compressed model."""
+
+    float_model: nn.Module
+    quant_plan: QuantPlan | None = None
+    recipe: str = "dense"
+
+
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    plan: QuantPlan
+    inputs: tuple[Tensor, ...]
+    x: Tensor
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """w7a8: exact on every CPU."""
+    model, _, context = example(Static())
+    plan = Static().plan(model, "w7a8", context)
+    return Case(model, plan, context.example_inputs, example_images(9, torch.Generator().manual_seed(3)))
+
+
+@pytest.fixture(scope="module")
+def dense(case: Case) -> Session:
+    return Compiled().build(Made(case.model), case.inputs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def quantized(case: Case) -> Session:
+    return Compiled().build(Made(case.model, case.plan), case.inputs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """Nothing of torch's settings stays changed."""
+    from torch._inductor import config
+
+    before = config.save_config_portable(), torch.get_num_threads(), torch.is_grad_enabled()
+    yield
+    after = config.save_config_portable(), torch.get_num_threads(), torch.is_grad_enabled()
+    assert after == before, "building left inductor's settings, threads or gradient mode changed"
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@needs_compiler
+def test_float_equals_eager_for_any_batch(case: Case, dense: Session) -> None:
+    with torch.inference_mode():
+        expected = case.model(case.x)
+    for count in (1, 9):
+        found = dense.run(case.x[:count])
+        assert found.shape == expected[:count].shape, f"{count} examples give {list(found.shape)}"
+        assert off(found, expected[:count]) < SAME, f"off by {off(found, expected[:count]):.1e}"
+
+
+@needs_compiler
+def test_float_layers_are_listed_under_their_names(dense: Session) -> None:
+    named = {text.split(" ")[0] for text in float_fallbacks(dense.kernels)}
+    assert named == CONVOLUTIONS, f"{sorted(named)}, should be {sorted(CONVOLUTIONS)}; the rest is spelt out"
+
+
+@needs_compiler
+def test_bind_runs_on_copies(case: Case, dense: Session) -> None:
+    x = case.x[:1].clone()
+    threads = torch.get_num_threads()
+    try:
+        bound, expected = dense.bind(x), dense.run(x)
+        x.zero_()
+        found = torch.as_tensor(bound())
+        assert off(found, expected) < SAME, "the bound inputs changed with the caller's tensor"
+        assert torch.get_num_threads() == 1, "bind leaves its threads set, as in eager"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_equals_simulation(case: Case, found: Tensor, rules: frozenset[Rule] = Compiled.rules) -> None:
+    with torch.inference_mode():
+        expected = simulate(case.plan, case.model, case.inputs, rules)(case.x)
+    assert off(found, expected) < SAME, f"int8 output off by {off(found, expected):.1e}"
+
+
+@needs_compiler
+@needs_torchao
+def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
+    found = quantized.run(case.x)
+    check_equals_simulation(case, found)
+    for mutant in (Compiled.rules | {Rule.INTEGER_BIASES}, frozenset(Rule)):
+        with pytest.raises(AssertionError, match="int8 output off"):
+            check_equals_simulation(case, found, mutant)
+
+
+@needs_compiler
+@needs_torchao
+def test_integer_layers_and_those_that_fell_back_are_named(quantized: Session) -> None:
+    """Inductor spells a product of one row with at most 16 x 16 weights out in float."""
+    integer = {kernel.layer for kernel in quantized.kernels if kernel.operator.startswith("onednn.q")}
+    assert integer == CONVOLUTIONS, f"{sorted(integer)} run on codes, should be {sorted(CONVOLUTIONS)}"
+    found = [text.split(" ")[0] for text in float_fallbacks(quantized.kernels)]
+    assert sorted(found) == ["classifier", "hidden"], f"{found} are said to run in float"
+
+
+@needs_compiler
+@needs_torchao
+def test_mutant_without_patterns_is_found_in_float(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.fx_passes import freezing_patterns
+
+    inductor.register_patterns()
+    for registered in freezing_patterns.pass_patterns:
+        kept = {key: value for key, value in registered.patterns.items() if not _of_torchao(value)}
+        monkeypatch.setattr(registered, "patterns", type(registered.patterns)(list, kept))
+    session = Compiled().build(Made(case.model, case.plan), case.inputs)  # type: ignore[arg-type]
+    found = sorted(text.split(" ")[0] for text in float_fallbacks(session.kernels))
+    assert found == sorted(LAYERS), f"without patterns these are said to run in float: {found}"
+
+
+def _of_torchao(entries: list[object]) -> bool:
+    return any("torchao" in str(getattr(getattr(entry, "handler", None), "__module__", "")) for entry in entries)
+
+
+@needs_compiler
+@needs_torchao
+def test_a_torchao_without_patterns_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "register_patterns", lambda: False)
+    with pytest.raises(UnavailableError, match="registers no int8 patterns"):
+        Compiled().build(Made(case.model, case.plan), case.inputs)  # type: ignore[arg-type]
+
+
+@needs_compiler
+def test_without_torchao_int8_says_what_to_install_and_float_runs(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torchao" else whole(name, *a))
+    with pytest.raises(UnavailableError, match="pip install torchao") as caught:
+        Compiled().build(Made(case.model, case.plan), case.inputs)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value), f"{caught.value}"
+    assert Compiled().available() is None, "float models need no torchao"
+    assert "torchao none" in Compiled().version(), Compiled().version()
+    assert any("torchao" in remark for remark in Compiled().remarks()), f"{Compiled().remarks()}"
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "torchao_version", lambda: "0.18.0")
+    monkeypatch.setattr(inductor, "sums_saturate", lambda: saturates)
+    assert any("w7a8" in remark for remark in Compiled().remarks()) == saturates, f"{Compiled().remarks()}"
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "CXX", "no-such-compiler")
+    reason = Compiled().available()
+    assert reason, "no compiler, and still available"
+    assert "no-such-compiler" in reason, reason
+    assert "g++" in reason, reason
+    with pytest.raises(UnavailableError, match="no-such-compiler"):
+        Compiled().build(Made(ExampleNet().eval()), (torch.zeros(1, 3, 8, 8),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_devices_that_are_not_here_say_why(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = Compiled().available(device)
+    assert reason, f"{device} should be unavailable"
+    assert "\n" not in reason, f"{reason!r} should be one line"
+
+
+@needs_compiler
+def test_a_cast_runs_in_its_type(case: Case) -> None:
+    session = Compiled().build(Made(case.model, QuantPlan({}, dtype="bf16")), case.inputs)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        error = off(session.run(case.x), case.model(case.x))
+    assert 0 < error < 0.05, f"bf16 is off by {error:.1e} of the largest output"
+    types = {text.rpartition(" ")[2] for text in float_fallbacks(session.kernels)}
+    assert types == {"bfloat16)"}, f"layers ran in {types}"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_it_equals_eager(case: Case) -> None:
+    session = Compiled().build(Made(case.model), case.inputs, device="cuda")  # type: ignore[arg-type]
+    with torch.inference_mode():
+        assert off(session.run(case.x), case.model(case.x)) < 1e-2, "tf32 at most"
+
+
+def test_what_only_moves_values_is_not_listed() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.zeros(2, 3)
+    viewed = graph.call_function(torch.ops.aten.reshape.default, (x, [6]))
+    viewed.meta["val"] = torch.zeros(6)
+    done = graph.call_function(torch.ops.aten.relu.default, (viewed,))
+    done.meta["nn_module_stack"] = {"a": ("_quantized.head.relu", "ReLU")}
+    assert inductor.list_kernels(graph, {}) == [Kernel("head", "aten.relu", "float32")]

@@ -1,0 +1,36 @@
+"""What every runtime does alike."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pruning_bench.discover import discover
+from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.registry import RUNTIMES
+from pruning_bench.runtimes import compiled
+
+discover()
+
+
+def check_dynamic_is_refused(runtime: str) -> None:
+    made: Any = SimpleNamespace(quant_plan=QuantPlan({}, dynamic=True), float_model=torch.nn.Linear(2, 2), recipe="x")
+    with pytest.raises(UnavailableError, match=f"{runtime}: no lowering of inputs quantized at run time"):
+        RUNTIMES[runtime].build(made, (torch.zeros(1, 2),))
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "openvino"])
+def test_dynamic_int8_is_refused_where_it_has_no_lowering(runtime: str) -> None:
+    if reason := RUNTIMES[runtime].available():
+        pytest.skip(reason)
+    check_dynamic_is_refused(runtime)
+
+
+def test_the_check_rejects_a_runtime_that_runs_it_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := RUNTIMES["compiled"].available():
+        pytest.skip(reason)
+    monkeypatch.setattr(compiled, "refuse_dynamic", lambda *_: None)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):  # all in float, and nobody is told
+        check_dynamic_is_refused("compiled")

@@ -1,0 +1,127 @@
+"""The runtime `openvino`: parity with eager and with the simulation, kernels, what is missing."""
+
+import importlib.util
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning_bench.conformance.quantization_checks import ExampleNet, example, example_images
+from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.methods.static import Static
+from pruning_bench.runtimes import openvino
+from pruning_bench.runtimes.contract import Session
+from pruning_bench.runtimes.kernels import float_fallbacks
+from pruning_bench.runtimes.openvino import OpenVino
+
+SAME = 1e-5
+LAYERS = {"conv1", "conv2", "conv3", "hidden", "classifier"}
+here = pytest.mark.skipif(OpenVino().available() is not None, reason=str(OpenVino().available()))
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What the runtime reads of a compressed model."""
+
+    float_model: nn.Module
+    quant_plan: QuantPlan | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    plan: QuantPlan
+    inputs: tuple[Tensor, ...]
+    x: Tensor
+
+    def session(self, plan: QuantPlan | None = None) -> Session:
+        return OpenVino().build(Made(self.model, plan), self.inputs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    model, _, context = example(Static())
+    plan = Static().plan(model, "w7a8", context)
+    return Case(model, plan, context.example_inputs, example_images(32, torch.Generator().manual_seed(3)))
+
+
+@pytest.fixture(scope="module")
+def quantized(case: Case) -> Session:
+    return case.session(case.plan)
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@here
+def test_float_equals_eager_for_any_batch_and_names_its_layers(case: Case) -> None:
+    session = case.session()
+    with torch.inference_mode():
+        expected = case.model(case.x)
+    for count in (1, 32):
+        error = off(session.run(case.x[:count]), expected[:count])
+        assert error < SAME, f"float output off by {error:.1e}"
+    named = {text.split(" ")[0] for text in float_fallbacks(session.kernels)}
+    assert {"conv1", "conv2", "conv3"} <= named, f"{sorted(named)}"
+    session.bind(case.x[:1])()
+
+
+def check_equals_simulation(case: Case, found: Tensor, rules: frozenset[Rule]) -> None:
+    with torch.inference_mode():
+        expected = simulate(case.plan, case.model, case.inputs, rules)(case.x)
+    assert off(found, expected) < SAME, f"int8 output off by {off(found, expected):.1e}"
+
+
+@here
+def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
+    """This addition has a kernel of its own, so that it is not summed in a layer; resnet20's are: see test_shipped."""
+    found = quantized.run(case.x)
+    assert "Eltwise" in {kernel.operator for kernel in quantized.kernels}, f"{quantized.kernels}"
+    rules = OpenVino.rules - {Rule.SUMS_IN_LAYERS}
+    check_equals_simulation(case, found, rules)
+    for mutant in (OpenVino.rules, rules - {Rule.INTEGER_BIASES}):
+        with pytest.raises(AssertionError, match="int8 output off"):
+            check_equals_simulation(case, found, mutant)
+
+
+@here
+def test_every_layer_runs_in_int8(quantized: Session) -> None:
+    assert float_fallbacks(quantized.kernels) == (), f"{float_fallbacks(quantized.kernels)}"
+    ran = {kernel.layer for kernel in quantized.kernels if kernel.dtype == "int8"}
+    assert ran >= LAYERS, f"no integer kernel for {sorted(LAYERS - ran)}"
+
+
+@here
+def test_mutant_plan_without_a_weight_shows_its_layer(case: Case) -> None:
+    kept = {name: affine for name, affine in case.plan.weights.items() if name != "conv2.weight"}
+    found = float_fallbacks(case.session(replace(case.plan, weights=kept)).kernels)
+    assert found == ("conv2 (Convolution float32)",), f"{found}, should be conv2 alone"
+
+
+@here
+def test_a_cast_that_the_cpu_has_no_instructions_for_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "capabilities", lambda: frozenset({"FP32", "INT8"}))
+    with pytest.raises(UnavailableError, match="computes in FP32, INT8, not in bf16") as caught:
+        case.session(QuantPlan({}, dtype="bf16"))
+    assert "\n" not in str(caught.value), f"{caught.value}"
+
+
+@here
+def test_a_cast_runs_where_it_can(case: Case) -> None:
+    if "BF16" not in openvino.capabilities():
+        pytest.skip("no bf16 instructions here")
+    kernels = case.session(QuantPlan({}, dtype="bf16")).kernels
+    assert "bfloat16" in {kernel.dtype for kernel in kernels}, f"{kernels}"
+
+
+def test_other_devices_and_a_missing_package_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "cuda" in str(OpenVino().available("cuda")), f"{OpenVino().available('cuda')}"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install openvino" in str(OpenVino().available()), f"{OpenVino().available()}"
+    with pytest.raises(UnavailableError, match="pip install openvino"):
+        OpenVino().build(Made(ExampleNet()), (torch.zeros(1, 3, 8, 8),))  # type: ignore[arg-type]
