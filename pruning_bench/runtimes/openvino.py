@@ -106,7 +106,7 @@ class Models:
 @functools.cache
 def core() -> Any:
     """The one `openvino.Core` of the process."""
-    import openvino as ov  # type: ignore[import-untyped,unused-ignore]
+    import openvino as ov  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     return ov.Core()
 

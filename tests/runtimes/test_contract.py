@@ -10,7 +10,7 @@ from pruning_bench.discover import discover
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.registry import RUNTIMES
-from pruning_bench.runtimes import compiled
+from pruning_bench.runtimes import compiled, inductor
 
 discover()
 
@@ -29,7 +29,7 @@ def test_dynamic_int8_is_refused_where_it_has_no_lowering(runtime: str) -> None:
 
 
 def test_the_check_rejects_a_runtime_that_runs_it_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    if reason := RUNTIMES["compiled"].available():
+    if reason := RUNTIMES["compiled"].available() or inductor.reason_without_int8("cpu"):
         pytest.skip(reason)
     monkeypatch.setattr(compiled, "refuse_dynamic", lambda *_: None)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):  # all in float, and nobody is told
