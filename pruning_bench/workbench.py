@@ -118,7 +118,7 @@ class Workbench:
         return self._once(key, simulated)
 
     def float_logits(self, case: Case) -> Tensor:
-        """float32 [N, classes]: what the model just before quantization gives on the test split."""
+        """float32 [N, ...]: what the model just before quantization gives on the test examples."""
         if len(list(grammar.parse(case.recipe).steps())) == 1:  # quantized and nothing else
             return self.logits(case.dense)
 
