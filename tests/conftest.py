@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # how long an example takes is nobody's property
@@ -21,3 +23,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["PRUNING_BENCH_CACHE"] = folder.name
     os.environ.pop("PRUNING_BENCH_CACHE_MIB", None)
+
+
+@pytest.fixture(scope="session")
+def everything_imported() -> None:
+    """For runs of pytest inside this process, which forget the modules that they were first to import: torch's cannot
+    be imported twice."""
+    from pruning_bench import compress
+    from pruning_bench.discover import discover
+    from pruning_bench.errors import UnavailableError
+    from pruning_bench.registry import RUNTIMES
+
+    discover()
+    inputs = (torch.zeros(1, 1, 4, 4),)
+    for recipe in ("dense", "static:w8a8"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+        made = compress(model, recipe, example_inputs=inputs, calibration=[inputs])
+        for name in RUNTIMES:
+            with suppress(UnavailableError):
+                RUNTIMES[name].build(made, inputs)

@@ -5,17 +5,14 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from pruning_bench import cli, compress
+from pruning_bench import cli
 from pruning_bench.discover import discover
-from pruning_bench.errors import UnavailableError
 from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
 
 pytest_plugins = ["pytester"]
@@ -65,18 +62,6 @@ def registries_kept() -> Iterator[None]:
 def _is_theirs(name: str, file: str | None) -> bool:
     """Whether a module was imported from the folder that a command runs in."""
     return name.startswith("pruning_bench_user_") or (bool(file) and Path.cwd() in Path(str(file)).parents)
-
-
-@pytest.fixture(scope="module")
-def everything_imported() -> None:
-    """Runs here forget the modules that they were first to import, and torch cannot be imported twice in a process."""
-    inputs = (torch.zeros(1, 16),)
-    discover()
-    for recipe in ("dense", "static:w8a8"):
-        made = compress(nn.Sequential(nn.Linear(16, 4)), recipe, example_inputs=inputs, calibration=[inputs])
-        for name in RUNTIMES:
-            with suppress(UnavailableError):
-                RUNTIMES[name].build(made, inputs)
 
 
 class Own:

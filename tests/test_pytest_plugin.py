@@ -8,20 +8,19 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 import pruning_bench
-from pruning_bench import cli, compress, measuring, processes, suite, tasks, workbench
+from pruning_bench import cli, measuring, processes, suite, tasks, workbench
 from pruning_bench.cases import parse_id
 from pruning_bench.discover import discover, import_files
-from pruning_bench.errors import PruningBenchError, UnavailableError
+from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
 from pruning_bench.records import Environment, Measurement, read_run
@@ -51,19 +50,6 @@ def registries_kept() -> Iterator[None]:
         for registry, items in zip(every, before, strict=True):
             registry._items.clear()
             registry._items.update(items)
-
-
-@pytest.fixture(scope="module")
-def everything_imported() -> None:
-    """Runs here forget the modules that they were first to import, and torch cannot be imported twice in a process."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
-    inputs = (torch.zeros(1, 1, 4, 4),)
-    discover()
-    for recipe in ("dense", "static:w8a8"):
-        made = compress(model, recipe, example_inputs=inputs, calibration=[inputs])
-        for name in RUNTIMES:
-            with suppress(UnavailableError):
-                RUNTIMES[name].build(made, inputs)
 
 
 class Toy:
