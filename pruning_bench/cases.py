@@ -13,6 +13,7 @@ from pruning_bench.errors import PruningBenchError, UnknownNameError, closest
 from pruning_bench.registry import MODELS, RUNTIMES, STEPS
 
 COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
+CASTS = ("cast:bf16", "cast:fp16")  # ten times slower and more where the processor must emulate the type
 FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
 RANDOM = "random"  # the data set of models that have no data of their own: noise, for shapes and times
 _ID = re.compile(
@@ -106,7 +107,9 @@ class Profile:
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
     "ci": Profile("ci", examples=True, seeds=5),
-    "nightly": Profile("nightly", examples=True, threads=(1, 2), seeds=5, decide=True, optional=True),
+    "nightly": Profile(
+        "nightly", (*FAMILIES, *CASTS), examples=True, threads=(1, 2), seeds=5, decide=True, optional=True
+    ),
 }
 
 

@@ -107,6 +107,7 @@ def test_smoke_leaves_optional_runtimes_and_casts_out() -> None:
     assert set(chosen["nightly"]) == set(RUNTIMES), f"{chosen['ci']}"
     pairs = [("resnet20", "fashion_mnist")]
     assert rivals_of(grid(PROFILES["smoke"], pairs)) == (("eager", "dense"), ("onnxruntime", "dense"))
+    assert rivals_of(grid(PROFILES["ci"], pairs)) == (("eager", "dense"), ("onnxruntime", "dense"))
     more = rivals_of(grid(PROFILES["nightly"], pairs))
     assert ("compiled", "cast:fp16") in more, f"{more}"
     assert ("compiled", "dense") in more, f"{more}"

@@ -23,7 +23,6 @@ class Cast:
     """
 
     name: ClassVar[str] = "cast"
-    examples: ClassVar[tuple[str, ...]] = ("cast:bf16", "cast:fp16")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         weights=False,
         activations=False,
