@@ -15,6 +15,8 @@ from pruning_bench.registry import MODELS, RUNTIMES, STEPS
 COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
 CASTS = ("cast:bf16", "cast:fp16")  # ten times slower and more where the processor must emulate the type
 FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
+EVERY_FAMILY = (*FAMILIES, "random:0.9", "l1_filter:0.5+bn_recalibrate:8", "dynamic:w8a8")
+SEEDED = "onnxruntime"
 RANDOM = "random"  # the data set of models that have no data of their own: noise, for shapes and times
 _ID = re.compile(
     r"(?P<model>[a-z0-9_:]+)-(?P<dataset>[a-z0-9_]+)/(?P<recipe>[^/]+)/(?P<runtime>[a-z0-9_]+)"
@@ -88,10 +90,12 @@ class Profile:
 
     Args:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
+        further: recipes that the optional runtimes and all but the first thread count are run with; None: all of them.
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         optional: runtimes that few have, or that take long to build, belong to it too.
-        seeds: how many seeds a recipe that trains is run with; the further ones are there for accuracy, not timed.
+        seeds: how many seeds a recipe that trains is run with; all but the first are there for accuracy alone, which is
+            the recipe's and not the runtime's, so that one runtime, the first of `SEEDED` and the others, has them.
     """
 
     name: str
@@ -99,6 +103,7 @@ class Profile:
     examples: bool = False
     threads: tuple[int, ...] = (1,)
     seeds: int = 1
+    further: tuple[str, ...] | None = None
     leaves_out: tuple[str, ...] = ()
     decide: bool = False
     optional: bool = False
@@ -106,7 +111,9 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
-    "ci": Profile("ci", examples=True, seeds=5),
+    "ci": Profile(
+        "ci", EVERY_FAMILY, threads=(1, 2), seeds=5, further=("dense", "l1_filter:0.5", "static:w8a8"), optional=True
+    ),
     "nightly": Profile(
         "nightly", (*FAMILIES, *CASTS), examples=True, threads=(1, 2), seeds=5, decide=True, optional=True
     ),
@@ -124,7 +131,7 @@ def own_profile(name: str, recipes: Sequence[str] = ()) -> Profile:
         ('dense', 'magnitude:0.7')
     """
     chosen = tuple(dict.fromkeys(("dense", *(recipes or OWN))))
-    return replace(profile(name), recipes=chosen, examples=False)
+    return replace(profile(name), recipes=chosen, examples=False, further=None)
 
 
 def profile(name: str) -> Profile:
@@ -183,15 +190,22 @@ def grid(
 
     Args:
         models: (model, data set) pairs.
+        recipes, runtimes, threads: instead of the profile's; what is chosen so is not limited by its `further`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
     names = runtimes_of(chosen) if runtimes is None else tuple(runtimes)
+    counts = tuple(threads or chosen.threads)
+    seeded = SEEDED if SEEDED in names else names[0]
     cases: dict[Case, None] = {}
     for model, dataset in models:
         for text in texts:
             for name in names:
-                for count in threads or chosen.threads:
-                    cases.update(dict.fromkeys(_seeds(Case(model, dataset, text, name, device, count), chosen.seeds)))
+                for count in counts:
+                    case = Case(model, dataset, text, name, device, count)
+                    optional = runtimes is None and getattr(RUNTIMES[name], "optional", False)
+                    further = recipes is None and (optional or (threads is None and count != counts[0]))
+                    if not further or chosen.further is None or text in chosen.further:
+                        cases.update(dict.fromkeys(_seeds(case, chosen.seeds if name == seeded else 1)))
     return list(cases)
 
 

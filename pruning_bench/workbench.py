@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -102,32 +103,36 @@ class Workbench:
 
         return self._once(key, made)
 
-    def simulated_logits(self, case: Case) -> Tensor:
-        """float32 [N, ...]: what the case's runtime should give by its listed rules, computed in eager."""
+    def simulated_logits(self, case: Case, count: int | None = None) -> Tensor:
+        """float32 [count, ...]: what the case's runtime should give by its listed rules, computed in eager.
+
+        Args:
+            count: of how many test examples, the first ones; None: of all.
+        """
         rules = getattr(RUNTIMES[case.runtime], "rules", lower.INTEGER)
         made = self.compressed(case)
         if made.quant_plan is None or rules == lower.INTEGER:  # then it is what eager runs
-            return self.logits(replace(case, runtime="eager", device="cpu"))
+            return self.logits(replace(case, runtime="eager", device="cpu"))[:count]
         plan, size = made.quant_plan, self._batch(case)
-        key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size)
+        key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size, count)
 
         def simulated() -> Tensor:
             model = lower.simulate(plan, made.float_model, made.example_inputs, rules)
-            return self._run(torch.inference_mode()(model), case, 1, cores(), size)
+            return self._run(torch.inference_mode()(model), case, 1, cores(), size, count)
 
         return self._once(key, simulated)
 
-    def float_logits(self, case: Case) -> Tensor:
-        """float32 [N, ...]: what the model just before quantization gives on the test examples."""
+    def float_logits(self, case: Case, count: int | None = None) -> Tensor:
+        """float32 [count, ...]: what the model just before quantization gives on the first test examples, or on all."""
         if len(list(grammar.parse(case.recipe).steps())) == 1:  # quantized and nothing else
-            return self.logits(case.dense)
+            return self.logits(case.dense)[:count]
 
         def made() -> Tensor:
             unquantized = replace(self.compressed(case), quant_plan=None)
             session = RUNTIMES["eager"].build(unquantized, self.example_inputs(case))
-            return self._run(session.run, case, 1, cores() if session.concurrent else 1)
+            return self._run(session.run, case, 1, cores() if session.concurrent else 1, count=count)
 
-        return self._once(("float", case.model, case.dataset, case.recipe, case.seed), made)
+        return self._once(("float", case.model, case.dataset, case.recipe, case.seed, count), made)
 
     def put(self, case: Case, compressed: Compressed) -> None:
         """Takes a compressed model that was read from a file instead of making it."""
@@ -219,15 +224,22 @@ class Workbench:
         return case.batch if plan is not None and plan.dynamic else QUALITY_BATCH
 
     def _run(
-        self, run: Callable[..., Tensor], case: Case, threads: int, workers: int, size: int = QUALITY_BATCH
+        self,
+        run: Callable[..., Tensor],
+        case: Case,
+        threads: int,
+        workers: int,
+        size: int = QUALITY_BATCH,
+        count: int | None = None,
     ) -> Tensor:
         """The outputs on the test split, several batches at a time: faster than several threads on one batch."""
-        starts = range(0, len(self.dataset(case.dataset).test), size)
+        total = min(len(self.dataset(case.dataset).test), count or sys.maxsize)
+        starts = range(0, total, size)
         with (
             torch_threads(threads),
             ThreadPoolExecutor(max(workers, 1), initializer=torch.set_num_threads, initargs=(threads,)) as pool,
         ):
-            outputs = pool.map(lambda start: self._outputs(run, case, slice(start, start + size)), starts)
+            outputs = pool.map(lambda start: self._outputs(run, case, slice(start, min(start + size, total))), starts)
             return torch.cat(list(outputs))
 
     def _outputs(self, run: Callable[..., Tensor], case: Case, rows: slice) -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_bench.cases import PROFILES, Case, grid, parse_id, profile, recipes_of
+from pruning_bench.cases import EVERY_FAMILY, PROFILES, Case, grid, own_profile, parse_id, profile, recipes_of
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError, UnknownNameError
+from pruning_bench.registry import RUNTIMES
 
 PINNED = {
     "resnet20-fashion_mnist/dense/eager": Case("resnet20", "fashion_mnist", "dense", "eager"),
@@ -95,18 +96,49 @@ def test_recipes_that_train_get_more_seeds_only_where_the_profile_says_so() -> N
     assert {case.seed for case in grid(PROFILES["smoke"], pairs)} == {0}
 
 
-@pytest.mark.parametrize("name", ["ci", "nightly"])
+@pytest.mark.parametrize("runtimes", [None, ["eager"]], ids=str)
 @pytest.mark.parametrize("threads", [None, [2], [1, 4]], ids=str)
-def test_the_seeds_of_a_case_are_one_group_whatever_its_threads(name: str, threads: list[int] | None) -> None:
+def test_one_runtime_has_the_further_seeds_at_every_thread_count(
+    threads: list[int] | None, runtimes: list[str] | None
+) -> None:
     discover()
-    chosen = PROFILES[name]
+    chosen = PROFILES["nightly"]
     groups: dict[Case, set[int]] = {}
-    for case in grid(chosen, [("resnet20", "fashion_mnist")], threads=threads):
+    for case in grid(chosen, [("resnet20", "fashion_mnist")], threads=threads, runtimes=runtimes):
         if case.trains:
             groups.setdefault(replace(case, seed=0), set()).add(case.seed)
     assert {case.threads for case in groups} == set(threads or chosen.threads), f"{groups}"
+    seeded = "eager" if runtimes else "onnxruntime"
     for case, seeds in groups.items():
-        assert seeds == set(range(chosen.seeds)), f"{case} is run with seeds {sorted(seeds)}"
+        expected = set(range(chosen.seeds)) if case.runtime == seeded else {0}
+        assert seeds == expected, f"{case} is run with seeds {sorted(seeds)}"
+
+
+def test_ci_has_every_family_runtime_and_thread_count_and_not_all_of_their_product() -> None:
+    discover()
+    cases = [case for case in grid(PROFILES["ci"], [("resnet20", "fashion_mnist")]) if case.seed == 0]
+    assert {case.recipe for case in cases} == set(EVERY_FAMILY), "a family is missing"
+    plain = {(case.recipe, case.runtime) for case in cases if case.threads == 1}
+    everywhere = {name for name in RUNTIMES if all((recipe, name) in plain for recipe in EVERY_FAMILY)}
+    assert everywhere == {"eager", "onnxruntime"}, f"every recipe runs on {everywhere}"
+    further = set(PROFILES["ci"].further or ())
+    for name in RUNTIMES:
+        assert {case.recipe for case in cases if case.runtime == name and case.threads == 2} == further, name
+    for name in ("compiled", "openvino"):
+        assert {recipe for recipe, runtime in plain if runtime == name} == further, name
+
+
+def test_what_the_user_asks_for_is_not_limited() -> None:
+    discover()
+    pairs = [("resnet20", "fashion_mnist")]
+    found = {(case.runtime, case.threads) for case in grid(PROFILES["ci"], pairs, recipes=["magnitude:0.9"])}
+    assert found == {(name, threads) for name in RUNTIMES for threads in (1, 2)}, f"a recipe asked for runs on {found}"
+    chosen = {case.recipe for case in grid(PROFILES["ci"], pairs, runtimes=["openvino"]) if case.threads == 1}
+    assert chosen == set(EVERY_FAMILY), f"a runtime asked for runs {chosen}"
+    chosen = {case.recipe for case in grid(PROFILES["ci"], pairs, threads=[2]) if case.runtime == "eager"}
+    assert chosen == set(EVERY_FAMILY), f"a thread count asked for runs {chosen}"
+    own = grid(own_profile("ci", ["magnitude:0.7"]), pairs)
+    assert {(case.runtime, case.threads) for case in own if case.recipe == "magnitude:0.7"} == found
 
 
 def test_recipes_are_canonical_and_unique() -> None:
