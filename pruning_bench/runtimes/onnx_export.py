@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
     lowered = to_qdq(plan, compressed.float_model, example_inputs, saturating=saturating)
     program = export(lowered, example_inputs)
     names = [f"input_{index}" if index else "input" for index in range(len(example_inputs))]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own code
         made = torch.onnx.export(
             program, (), dynamo=True, opset_version=OPSET, verbose=False, input_names=names, output_names=["output"]
         )
