@@ -193,7 +193,8 @@ def _place(error: BaseException, model: nn.Module) -> str:
     paths = {id(module): path for path, module in model.named_modules()}
     found, called = type(model).__name__, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        owner, code = frame.f_locals.get("self"), frame.f_code
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if id(owner) in paths and code.co_name not in ("_call_impl", "_wrapped_call_impl"):
             source, file = linecache.getline(code.co_filename, line).strip(), Path(code.co_filename)
             found = f"{paths[id(owner)] or 'model'} ({type(owner).__name__})"
