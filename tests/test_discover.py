@@ -50,8 +50,8 @@ from pruning_bench.listing import rows_of
 import torch
 
 discover()
-assert "nothing:0" in recipes_of(PROFILES["ci"]), recipes_of(PROFILES["ci"])
-assert any(case.recipe == "nothing:0" for case in grid(PROFILES["ci"], [("resnet20", "fashion_mnist")]))
+assert "nothing:0" in recipes_of(PROFILES["nightly"]), recipes_of(PROFILES["nightly"])
+assert any(case.recipe == "nothing:0" for case in grid(PROFILES["nightly"], [("resnet20", "fashion_mnist")]))
 assert any(row[0] == "nothing" for row in rows_of("methods")[1]), rows_of("methods")
 net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 made = compress(net, "nothing:0", example_inputs=(torch.zeros(1, 4),))

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 DEFINITIONS = HERE / "toy_suite" / "toy_definitions.py"
 ARGUMENTS = (
     "-pno:xdist",
-    *("--pb-profile=ci", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
+    *("--pb-profile=ci", "--pb-threads=1", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
     "--pb-checkpoints=trained",
 )
 PLANTED = "toy-pixels/planted:0/virtual"

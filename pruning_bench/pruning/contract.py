@@ -91,7 +91,7 @@ class ChannelPlan:
 class PruningMethod(Protocol):
     """Implemented by a frozen dataclass whose fields are the recipe's options; see `pruning_method`.
 
-    A class attribute `examples`, recipe texts, makes benchmark cases of the profiles ci and nightly.
+    A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
     """
 
     name: ClassVar[str]

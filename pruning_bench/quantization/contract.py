@@ -84,7 +84,7 @@ class QuantPlan:
 class QuantizationMethod(Protocol):
     """Implemented by a frozen dataclass whose fields are the recipe's options; see `quantization_method`.
 
-    A class attribute `examples`, recipe texts, makes benchmark cases of the profiles ci and nightly.
+    A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
     """
 
     name: ClassVar[str]

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activation", help="activation function of the model (default: the model's own)")
     parser.add_argument("--data-dir", type=Path, help="folder of the full data set (default: the usual places)")
     parser.add_argument("--shipped-data", action="store_true", help="train on the shipped 5,000 images only")
+    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from its weights (default: random ones)")
     parser.add_argument(
         "--out-dir", type=Path, default=Path("checkpoints"), help="folder of checkpoint and card (%(default)s)"
     )
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
             options={} if args.activation is None else {"activation": args.activation},
             data_dir=args.data_dir,
             full=not args.shipped_data,
+            init=args.init,
             out_dir=args.out_dir,
             resume=args.resume,
             force=args.force,
@@ -98,6 +100,7 @@ def command_line(args: argparse.Namespace) -> str:
         if value != field.default:
             words += [f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"]
     words += [] if args.activation is None else ["--activation", args.activation]
+    words += [] if args.init is None else ["--init", args.init.name]
     words += ["--shipped-data"] if args.shipped_data else []
     return " ".join(words)
 

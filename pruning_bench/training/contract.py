@@ -38,7 +38,7 @@ class TrainingStep(Protocol):
     `run` changes `model` in place (the engine hands it a copy) and must keep what `plans` pruned at zero
     (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`.
 
-    A class attribute `examples`, recipe texts, makes benchmark cases of the profiles ci and nightly.
+    A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
     """
 
     name: ClassVar[str]

@@ -16,7 +16,7 @@ from torch import nn
 import pruning_bench
 from pruning_bench.datasets.contract import Dataset, labelled_images, load_dataset
 from pruning_bench.errors import CheckpointError
-from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, save_checkpoint
+from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card, save_checkpoint
 from pruning_bench.models.contract import build_model
 from pruning_bench.training.evaluation import evaluate
 from pruning_bench.training.loop import Progress, TrainConfig, make_optimizer, train_epoch
@@ -85,6 +85,7 @@ def train_reference(
     options: dict[str, Any] | None = None,
     data_dir: Path | None = None,
     full: bool = True,
+    init: Path | None = None,
     out_dir: Path = SHIPPED,
     resume: bool = False,
     force: bool = False,
@@ -100,6 +101,7 @@ def train_reference(
         options: of the model's builder, e.g. `{"activation": "gelu"}`.
         data_dir: where the full data lie; see `load_dataset`.
         full: train on the full training split.
+        init: a checkpoint of the same model and options to start from, instead of random weights.
         out_dir: the folder of the checkpoint, of its card, and of the state while it trains.
         resume: go on from the state of an interrupted training.
         force: overwrite a checkpoint and, unless resumed, a state that lie there already.
@@ -120,7 +122,9 @@ def train_reference(
         "in_channels": labelled_images(dataset.train, "train").images.shape[1],
     }
     options = {**shape, **(options or {})}
-    model = seeded_model(model_name, options, config.seed).to(device)
+    model = seeded_model(model_name, options, config.seed)
+    start = {} if init is None else {"init": _start_from(model, init, model_name, options)}
+    model = model.to(device)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,7 +135,7 @@ def train_reference(
         model,
         dataset,
         config,
-        identity={"model": model_name, "dataset": dataset_name, **options},
+        identity={"model": model_name, "dataset": dataset_name, **options, **start},
         state=state,
         resume=resume,
         progress=progress,
@@ -146,6 +150,7 @@ def train_reference(
         "test_loss": test.loss,
         "selection_top1": history[-1]["selection_top1"],
         "command": command,
+        **start,
         "training": dataclasses.asdict(config),
         "seed": config.seed,
         "data_digest": dataset.digest,
@@ -159,6 +164,16 @@ def train_reference(
     state.unlink(missing_ok=True)
     report(f"test top-1 {test.top1:.2%}, loss {test.loss:.4f}; written to {path}")
     return card
+
+
+def _start_from(model: nn.Module, path: Path, name: str, options: dict[str, Any]) -> dict[str, str]:
+    """Loads a checkpoint into the model; its digest and command, for the card of what is trained from it."""
+    card = read_card(path)
+    if (card["model"], card["options"]) != (name, options):
+        found, expected = f"{card['model']} with options {card['options']}", f"{name} with options {options}"
+        raise CheckpointError("train", found, expected, str(path))
+    model.load_state_dict(load_checkpoint(path).state_dict())
+    return {"sha256": card["sha256"], "command": str(card.get("command", ""))}
 
 
 def _refuse_to_overwrite(path: Path, state: Path | None) -> None:

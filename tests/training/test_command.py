@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_configuration(asked, capsys):
 ALL = (
     "m --dataset d --epochs 3 --batch 7 --lr 0.25 --optimizer adamw --momentum 0.5 --weight-decay 0.001"
     " --schedule linear --warmup 0.2 --label-smoothing 0.05 --shift 1 --no-flip --amp --seed 9"
-    " --activation gelu --shipped-data"
+    " --activation gelu --init start.safetensors --shipped-data"
 )
 
 
@@ -57,8 +57,15 @@ def test_every_field_has_an_option(asked):
     same = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) == field.default]
     assert not same, f"{same} at their default, should be changed by their options"
     assert rest["options"] == {"activation": "gelu"}, f"{rest['options']}, should be gelu"
-    found = {key: str(rest[key]) for key in ("full", "data_dir", "out_dir", "resume", "force")}
-    expected = {"full": "False", "data_dir": "/data", "out_dir": "/out", "resume": "True", "force": "True"}
+    found = {key: str(rest[key]) for key in ("full", "init", "data_dir", "out_dir", "resume", "force")}
+    expected = {
+        "full": "False",
+        "init": "start.safetensors",
+        "data_dir": "/data",
+        "out_dir": "/out",
+        "resume": "True",
+        "force": "True",
+    }
     assert found == expected, f"{found}, should be {expected}"
 
 

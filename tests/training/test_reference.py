@@ -289,6 +289,34 @@ def test_train_reference_resumes(tmp_path):
     assert lines[0].startswith("epoch 3/3"), f"{lines[0]!r}, should go on with epoch 3"
 
 
+def check_starts_from(train_from, folder) -> None:
+    first = train_reference("tiny", "invented", CONFIG, out_dir=folder, command="first")
+    second = train_from(folder / "tiny-invented.safetensors", folder / "second")
+    start = load_checkpoint(folder / "tiny-invented.safetensors")
+    train(start, dataset(), CONFIG)
+    found = load_checkpoint(folder / "second" / "tiny-invented.safetensors").state_dict()
+    for name, values in start.state_dict().items():
+        assert torch.equal(found[name], values), f"{name} should be trained from the first checkpoint's"
+    expected = {"sha256": first["sha256"], "command": "first"}
+    assert second.get("init") == expected, f"card {second.get('init')}, should name where it began, {expected}"
+
+
+def test_a_training_starts_from_a_checkpoint(tmp_path):
+    check_starts_from(lambda init, out: train_reference("tiny", "invented", CONFIG, init=init, out_dir=out), tmp_path)
+
+
+def test_check_starts_from_rejects_mutant_random_weights(tmp_path):
+    with pytest.raises(AssertionError, match="should be trained from"):
+        check_starts_from(lambda init, out: train_reference("tiny", "invented", CONFIG, out_dir=out), tmp_path)
+
+
+def test_a_training_does_not_start_from_another_model(precious):
+    options = {"options": {"width": 3}, "init": precious / "tiny-invented.safetensors", "out_dir": precious / "x"}
+    with pytest.raises(CheckpointError, match=r"with options .*'width': 3") as raised:
+        train_reference("tiny", "invented", CONFIG, **options, report=never)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.fixture
 def precious(tmp_path):
     """A folder that holds a checkpoint and its card."""
