@@ -18,7 +18,7 @@ from torch import nn
 
 import pruning_bench
 from pruning_bench import cli, measuring, processes, suite, tasks, workbench
-from pruning_bench.cases import parse_id
+from pruning_bench.cases import PROFILES, parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 DEFINITIONS = HERE / "toy_suite" / "toy_definitions.py"
 ARGUMENTS = (
     "-pno:xdist",
-    *("--pb-profile=ci", "--pb-threads=1", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
+    *("--pb-profile=ci", "--pb-runtime=virtual", "--pb-recipe=dense", "--pb-recipe=planted:0"),
     "--pb-checkpoints=trained",
 )
 PLANTED = "toy-pixels/planted:0/virtual"
@@ -58,6 +58,10 @@ class Toy:
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester, self.monkeypatch = pytester, monkeypatch
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would measure nothing
+        with_examples = replace(
+            PROFILES["ci"], examples=True, threads=(1,), further=None
+        )  # the planted ones belong to it
+        monkeypatch.setitem(PROFILES, "ci", with_examples)
         shutil.copytree(
             HERE.parent / "benchmarks", pytester.path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
         )
