@@ -193,12 +193,13 @@ def grid(
         recipes, runtimes, threads: instead of the profile's; what is chosen so is not limited by its `further`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
+    asked = recipes is not None
     names = runtimes_of(chosen) if runtimes is None else tuple(runtimes)
     counts = tuple(threads or chosen.threads)
     seeded = SEEDED if SEEDED in names else names[0]
     cases: dict[Case, None] = {}
     for model, dataset in models:
-        for text in texts:
+        for text in [text for text in texts if asked or _suits(text, model)]:
             for name in names:
                 for count in counts:
                     case = Case(model, dataset, text, name, device, count)
@@ -207,6 +208,12 @@ def grid(
                     if not further or chosen.further is None or text in chosen.further:
                         cases.update(dict.fromkeys(_seeds(case, chosen.seeds if name == seeded else 1)))
     return list(cases)
+
+
+def _suits(recipe: str, model: str) -> bool:
+    """Whether no method of the recipe keeps its examples to other models."""
+    kept_to = (getattr(STEPS[step.name], "example_models", ()) for step in grammar.parse(recipe).steps())
+    return all(not models or model in models for models in kept_to)
 
 
 def _seeds(case: Case, seeds: int) -> Iterator[Case]:

@@ -24,6 +24,19 @@ def _silent(message: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
+class Past:
+    """The model as it was after some step.
+
+    Args:
+        state: its `state_dict`, copied.
+        plans: how many plans had been made.
+    """
+
+    state: Mapping[str, Tensor]
+    plans: int
+
+
+@dataclass(frozen=True)
 class Context:
     """What a step may use besides the model.
 
@@ -36,6 +49,7 @@ class Context:
         train: examples for steps that train, or None.
         seed: the case's seed; `generator` was seeded with it.
         progress: called as `progress(message, done, total)`.
+        past: for a step whose tags ask for it, the model that came in, then the model after each step so far.
     """
 
     example_inputs: tuple[Tensor, ...]
@@ -45,6 +59,7 @@ class Context:
     earlier: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[str, int, int], None] = _silent
+    past: Sequence[Past] = ()
 
     def need_calibration(self, who: str) -> Sequence[tuple[Tensor, ...]]:
         """The calibration batches; raises `ModelError` when there are none."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench import recipe as grammar
-from pruning_bench.contracts import Context
+from pruning_bench.contracts import Context, Past
 from pruning_bench.datasets.contract import Examples
 from pruning_bench.discover import discover
 from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError
@@ -103,6 +103,7 @@ def compress(
     steps = list(parsed.steps())
     dense = copy.deepcopy(model).eval()
     state = _State(copy.deepcopy(dense))
+    past = [state.past()] if (keeps_past := any(_needs_past(step) for step in steps)) else []
     for index, step in enumerate(steps):
         if progress:
             progress(str(step), index, len(steps))
@@ -110,10 +111,11 @@ def compress(
             raise ModelError("compress", f"{step} after quantization", "quantization as the last step", str(parsed))
         generator = torch.Generator().manual_seed(seed * 1009 + index)
         earlier = current_masks(state.plans)
-        context = Context(
-            example_inputs, generator, calibration, train, earlier, seed, *([progress] if progress else [])
-        )
+        watched = {"progress": progress} if progress else {}
+        context = Context(example_inputs, generator, calibration, train, earlier, seed, past=tuple(past), **watched)
         state.run(step, context)
+        if keeps_past:
+            past.append(state.past())
     return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
 
 
@@ -127,15 +129,28 @@ class _State:
 
     def run(self, step: grammar.Step, context: Context) -> None:
         method = step.method()
-        if not isinstance(method.tags, (PruningTags, QuantizationTags)):
-            method.run(self.model, step.level, tuple(self.plans), context)
-            self.model.eval()
+        if isinstance(method.tags, (PruningTags, QuantizationTags)):
+            self._keep(method.plan(self.model, step.level, context), method.name)
             return
-        plan = method.plan(self.model, step.level, context)
-        self.model = apply_plan(self.model, plan, method.name)
+        plans = method.run(self.model, step.level, tuple(self.plans), context)
+        self.model.eval()
+        for plan in plans or ():
+            self._keep(plan, method.name)
+
+    def _keep(self, plan: Plan, who: str) -> None:
+        self.model = apply_plan(self.model, plan, who)
         self.plans.append(plan)
         if isinstance(plan, QuantPlan):
             self.quant_plan = plan
+
+    def past(self) -> Past:
+        """A copy of how it is now."""
+        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return Past(state, len(self.plans))
+
+
+def _needs_past(step: grammar.Step) -> bool:
+    return bool(getattr(step.method().tags, "needs_past", False))
 
 
 def apply_plan(model: nn.Module, plan: object, who: str) -> nn.Module:

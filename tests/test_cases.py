@@ -145,3 +145,15 @@ def test_recipes_are_canonical_and_unique() -> None:
     discover()
     doubled = replace(PROFILES["smoke"], recipes=("magnitude:0.90", "magnitude:0.9,scope=global", "dense"))
     assert recipes_of(doubled) == ("magnitude:0.9", "dense")
+
+
+def test_examples_kept_to_some_models_make_cases_of_those_alone_unless_asked_for() -> None:
+    discover()
+    pairs = [("resnet20", "fashion_mnist"), ("lenet5", "fashion_mnist")]  # batch norms, and none
+    recipe = "slim:2+bn_scale:0.5,scope=layer"
+    models = {case.model for case in grid(PROFILES["nightly"], pairs) if case.recipe == recipe}
+    assert models == {"resnet20"}, f"{recipe} makes cases of {models}, should be of resnet20 alone"
+    everywhere = {case.recipe for case in grid(PROFILES["nightly"], pairs[1:])}
+    assert "l2_filter:0.5" in everywhere, f"{sorted(everywhere)}, should hold the other methods' examples"
+    asked = {case.model for case in grid(PROFILES["nightly"], pairs, recipes=[recipe])}
+    assert asked == {"resnet20", "lenet5"}, f"asked for, it makes cases of {asked}, should be of both"

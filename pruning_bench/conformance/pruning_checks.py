@@ -29,6 +29,7 @@ from pruning_bench.conformance.plan_checks import (
 )
 from pruning_bench.conformance.strategies import Subject, small_subjects, tied
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.metrics.cost import count_cost
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningMethod
 from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.pruning.masks import prunable, pruned_count
@@ -73,6 +74,25 @@ def _removed(plan: Plan, subject: Subject) -> dict[str, tuple[int, int]]:
     return counts
 
 
+def check_budget(method: PruningMethod, subject: Subject, level: float) -> None:
+    """At most 1 - level of the method's `budget` is left, counted on the shrunk model; `round_to` divides what stays.
+
+    A coupling that keeps all of its channels need not be a multiple.
+    """
+    plan = method.plan(subject.model, level, subject.context())
+    budget, multiple = getattr(method, "budget", "channels"), getattr(method, "round_to", 1)
+    counts = _removed(plan, subject)
+    left = {name: size - removed for name, (removed, size) in counts.items()}
+    odd = {name: kept for name, kept in left.items() if kept % multiple and kept != counts[name][1]}
+    assert not odd, f"{method.name}:{level} on {subject.name} keeps {odd}, should be multiples of {multiple}"
+    if budget in ("macs", "params"):
+        made, dense = (count_cost(m, subject.example_inputs) for m in (apply_plan(subject.model, plan), subject.model))
+        found, whole = getattr(made, budget), getattr(dense, budget)
+        assert found <= (1 - level) * whole, (
+            f"{method.name}:{level} on {subject.name} leaves {found} of {whole} {budget}, {found / whole:.3f}"
+        )
+
+
 def check_nested(method: PruningMethod, subject: Subject, levels: Sequence[float] = (0.2, 0.5, 0.9)) -> None:
     """What a low level removes, every higher level removes too."""
     plans = [(level, method.plan(subject.model, level, subject.context())) for level in sorted(levels)]
@@ -93,7 +113,7 @@ def check_deterministic(method: PruningMethod, subject: Subject, level: float) -
         second = kept_entries(method.plan(subject.model, level, subject.context(0)), subject.model)
         assert torch.equal(before, torch.get_rng_state()), f"{method.name} draws from torch's global generator"
     assert _equal(first, second), f"{method.name}:{level} gives two plans for one seed"
-    if method.tags.needs_calibration:  # which follows from the seed as well
+    if method.tags.needs_calibration or method.tags.needs_train:  # data that follow from the seed as well
         return
     differs = not _equal(first, kept_entries(method.plan(subject.model, level, subject.context(1)), subject.model))
     assert differs == method.tags.random, (
@@ -168,11 +188,14 @@ def checks_for_pruning(method: PruningMethod, subjects: Sequence[Subject] | None
     """The checks that the method's tags ask for, by name; each is called with the method.
 
     Args:
-        subjects: models to check on; None takes `small_subjects()`.
+        subjects: models to check on; None takes `small_subjects()`, those with batch norms where the tags ask for them.
     """
-    models = list(subjects) if subjects is not None else small_subjects()
+    models = list(subjects) if subjects is not None else small_subjects()[1 if method.tags.needs_batch_norm else 0 :]
+    plain = getattr(method, "budget", "channels") == "channels" and getattr(method, "round_to", 1) == 1
     checks: list[tuple[str, Check]] = [
-        ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, 0.999))),
+        ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, 0.999)))
+        if plain
+        else ("budget", _on([models[-1], tied(models[0])], check_budget, (0.29, 0.5))),
         ("covers_only_prunable", _on_plans(models, check_covers_only_prunable)),
         ("deterministic", _on(models[:1], check_deterministic, (0.5,))),
         ("model_unchanged", _on(models[:1], check_model_unchanged, (0.5,))),
@@ -184,7 +207,9 @@ def checks_for_pruning(method: PruningMethod, subjects: Sequence[Subject] | None
         ("deepcopy", _on_plans(models[-1:], check_deepcopy)),
     ]
     if method.tags.nested:
-        checks.append(("nested", _on([tied(models[0])], check_nested)))
+        checks.append(
+            ("nested", _on([tied(models[0])], partial(check_nested, levels=(0.2, 0.5, 0.9 if plain else 0.6))))
+        )
     if method.tags.structure == "element":
         checks += [
             (f"pruned_stay_zero_{name}", _on_plans(models[:1], partial(check_pruned_stay_zero, optimizer=name)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.datasets.contract import Tensors
 from pruning_bench.graphs import at_least_two
 
 LEVELS = (0.0, 0.1, 0.29, 0.5, 0.9, 0.999)
@@ -31,10 +32,12 @@ class Subject:
     example_inputs: tuple[Tensor, ...]
 
     def context(self, seed: int = 0, batches: int = 2) -> Context:
-        """A context whose generator and calibration batches follow from `seed`."""
+        """A context whose generator, calibration batches and labelled examples (of two classes) follow from `seed`."""
         noise = torch.Generator().manual_seed(seed)
         calibration = [other_inputs(self.example_inputs, noise) for _ in range(batches)]
-        return Context(self.example_inputs, torch.Generator().manual_seed(seed), calibration, seed=seed)
+        values = tuple(torch.cat(parts) for parts in zip(*calibration, strict=True))
+        train = Tensors(values, torch.arange(len(values[0])) % 2)
+        return Context(self.example_inputs, torch.Generator().manual_seed(seed), calibration, train, seed=seed)
 
 
 def other_inputs(example_inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

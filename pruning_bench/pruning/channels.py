@@ -1,18 +1,107 @@
-"""What channel methods share: scores of coupled channels, and how many of them stay."""
+"""What channel methods share: their options, and the way from scores of coupled channels to a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.errors import ModelError
+from pruning_bench.contracts import Context
+from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.pruning.budgets import fit_budget, price_of, round_up
+from pruning_bench.pruning.contract import ChannelPlan
 from pruning_bench.pruning.couplings import Couplings, find_couplings
-from pruning_bench.pruning.masks import keep_largest, require_finite, select_global
+from pruning_bench.pruning.masks import keep_largest, pruned_count, require_finite, select_global
+from pruning_bench.recipe import sparsity_of
 
 WHO = "channels"
+
+
+@dataclass(frozen=True)
+class ChannelOptions:
+    """The options of every channel method; a method is these and a score.
+
+    A channel of each coupling always stays: where a level would empty one, its channel of highest score is kept, and
+    the plan's `untouched` names the coupling.
+
+    Args:
+        scope: "layer" takes from every coupling the same share, "global" ranks the channels of all couplings together.
+        budget: what the level is a share of. "channels": of the channels; "macs" and "params": of the model's
+            multiply-accumulates or parameters, of which at most 1 - level are left (`LevelError` with the closest level
+            where that cannot be).
+        round_to: what stays of a coupling is a multiple of this, rounded up, or all that there is; at least 1.
+    """
+
+    scope: Literal["layer", "global"] = "layer"
+    budget: Literal["channels", "macs", "params"] = "channels"
+    round_to: int = 1
+    name: ClassVar[str]
+
+    def require_at_least_one(self, *options: str) -> None:
+        """Raises `LevelError` for the first of these options that is below one."""
+        for option in options:
+            if getattr(self, option) < 1:
+                raise LevelError(self.name, f"{option} {getattr(self, option)}", "at least 1")
+
+
+def plan_channels(
+    method: ChannelOptions,
+    model: nn.Module,
+    level: Any,
+    context: Context,
+    score: Callable[[Couplings], Mapping[str, Tensor]],
+) -> ChannelPlan:
+    """The plan that removes the channels of lowest score, as the method's options say.
+
+    Args:
+        level: the share removed, in [0, 1).
+        score: gives for every coupling, or some of them, finite values [channels]; the others stay whole.
+    Raises:
+        LevelError: a level or option out of range, or a budget that cannot be met.
+        ModelError: no channel can be removed, a weight or a score is not finite, the model cannot be exported.
+    """
+    sparsity = sparsity_of(method.name, level)
+    method.require_at_least_one("round_to")
+    couplings = require_couplings(model, context.example_inputs)
+    for producers in couplings.producers.values():
+        for name, _ in producers:
+            require_finite(name, model.get_parameter(name).detach())
+    scores = score(couplings)
+    for name, values in scores.items():
+        require_finite(name, values, "scores")
+    if method.budget == "channels":
+        keep = keep_channels(scores, sparsity, method.scope)
+        counts = {name: round_up(int(mask.sum()), len(mask), method.round_to) for name, mask in keep.items()}
+    else:
+        price = price_of(model, context.example_inputs, method.budget)
+
+        def cost(kept: Mapping[str, int]) -> int:
+            return price.of(couplings.plan(_best(scores, kept)))
+
+        counts = fit_budget(method.name, sparsity, method.budget, scores, method.scope, method.round_to, cost)
+    plan = couplings.plan(_best(scores, counts))
+    return replace(plan, untouched={**plan.untouched, **_saved(method, sparsity, scores)})
+
+
+def _best(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Masks that keep the given number of highest scores; of equal ones, those that stand last."""
+    keep = {}
+    for name, count in counts.items():
+        order = scores[name].detach().cpu().argsort(stable=True)
+        keep[name] = torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[len(order) - count :], True)
+    return keep
+
+
+def _saved(method: ChannelOptions, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, str]:
+    """The couplings of which the level would have left nothing."""
+    if method.scope == "global" or method.budget != "channels":
+        return {}
+    sizes = {name: len(values) for name, values in scores.items()}
+    emptied = [name for name, size in sizes.items() if pruned_count(size, sparsity) == size]
+    return {name: f"its last channel stays; {sparsity} of {sizes[name]} would leave none" for name in emptied}
 
 
 def require_couplings(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Couplings:
@@ -28,34 +117,6 @@ def require_couplings(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> C
             WHO, "no removable channel", "a model with coupled channels between its input and output", reason
         )
     return found
-
-
-def filter_norms(model: nn.Module, couplings: Couplings, power: float = 1) -> dict[str, Tensor]:
-    """For every coupling the sum of |w|^power over all weights that produce each of its channels, float64 [channels].
-
-    Raises:
-        ModelError: a weight holds NaN or infinity; names it.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    norms = {}
-    for producers in couplings.producers.values():
-        for name, dim in producers:
-            weight = parameters[name].detach()
-            require_finite(name, weight)
-            others = [other for other in range(weight.dim()) if other != dim]
-            norms[name, dim] = weight.double().abs().pow(power).sum(others)
-    return {coupling: couplings.sums(coupling, norms) for coupling in couplings.groups}
-
-
-def filter_sizes(model: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
-    """For every coupling the number of weights that produce each of its channels, float64 [channels]."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    ones = {
-        (name, dim): torch.full((parameters[name].shape[dim],), parameters[name].numel() / parameters[name].shape[dim])
-        for producers in couplings.producers.values()
-        for name, dim in producers
-    }
-    return {coupling: couplings.sums(coupling, ones) for coupling in couplings.groups}
 
 
 def keep_channels(

@@ -27,6 +27,8 @@ class PruningTags:
         nested: what a low level removes, every higher level removes too.
         random: the plan depends on the context's generator (and only then on the seed).
         needs_calibration: `plan` reads `context.calibration`.
+        needs_batch_norm: channels are scored by batch norms; a model without any raises `ModelError`.
+        needs_train: `plan` reads `context.train` (`pruning.gradients`).
         reference: the paper, `Author et al., title, venue year, arXiv id`.
         expected_failures: check name -> reason; strict: a check that passes all the same is an error.
     """
@@ -35,6 +37,8 @@ class PruningTags:
     nested: bool = True
     random: bool = False
     needs_calibration: bool = False
+    needs_batch_norm: bool = False
+    needs_train: bool = False
     reference: str = ""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,7 +95,8 @@ class ChannelPlan:
 class PruningMethod(Protocol):
     """Implemented by a frozen dataclass whose fields are the recipe's options; see `pruning_method`.
 
-    A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
+    A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly; with another,
+    `example_models`, of these models alone.
     """
 
     name: ClassVar[str]

@@ -22,11 +22,13 @@ class StepTags:
 
     Args:
         trains_weights: parameters change by gradient, so that the seed is the unit when accuracy is judged.
+        needs_past: the step reads `context.past`, which the engine keeps for such a step alone.
         reference: the paper.
         expected_failures: check name -> reason; strict.
     """
 
     trains_weights: bool = True
+    needs_past: bool = False
     reference: str = ""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
@@ -36,7 +38,8 @@ class TrainingStep(Protocol):
     """Implemented by a frozen dataclass whose fields are the recipe's options; see `training_step`.
 
     `run` changes `model` in place (the engine hands it a copy) and must keep what `plans` pruned at zero
-    (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`.
+    (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`. A step that prunes while it
+    trains returns the plans of what it removed, which the engine applies and keeps like those of a method.
 
     A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
     """
@@ -44,8 +47,8 @@ class TrainingStep(Protocol):
     name: ClassVar[str]
     tags: ClassVar[StepTags]
 
-    def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Trains the model in place and keeps what was pruned at zero."""
+    def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> Sequence[Any] | None:
+        """Trains the model in place and keeps what was pruned at zero; returns what else it pruned, if anything."""
 
 
 def training_step(cls: C) -> C:

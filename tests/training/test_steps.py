@@ -1,84 +1,24 @@
-import copy
 import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
+from pruning_bench.conformance.training_checks import (
+    check_deterministic,
+    check_keeps_pruned,
+    context,
+    masked_model,
+    split_of,
+    state,
+    tiny_model,
+)
 from pruning_bench.contracts import Context
-from pruning_bench.datasets.contract import Split
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.pruning.contract import MaskPlan
 from pruning_bench.recipe import Bits, Number, parse
 from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
 from pruning_bench.training.steps.bn_recalibrate import BnRecalibrate, recalibrate
 from pruning_bench.training.steps.finetune import Finetune
-
-
-def split_of(count: int = 64) -> Split:
-    """Images of 8 x 8 that are brighter above (class 0) or below (class 1)."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for index, label in enumerate(labels.tolist()):
-        images[index, :, 4 * label : 4 * label + 4] += 150
-    return Split(images, labels, torch.tensor([0.4]), torch.tensor([0.3]))
-
-
-def context(seed: int = 0, train: Split | None = None) -> Context:
-    return Context(
-        (torch.zeros(1, 1, 8, 8),), torch.Generator().manual_seed(seed), train=train or split_of(), seed=seed
-    )
-
-
-def tiny_model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
-        return nn.Sequential(first, second, nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 2)).eval()
-
-
-def half_masks(model: nn.Module) -> MaskPlan:
-    generator = torch.Generator().manual_seed(1)
-    return MaskPlan(
-        {
-            name: torch.rand(parameter.shape, generator=generator) < 0.5
-            for name, parameter in model.named_parameters()
-            if parameter.dim() > 1
-        }
-    )
-
-
-def masked_model() -> tuple[nn.Module, MaskPlan]:
-    model = tiny_model()
-    plan = half_masks(model)
-    with torch.no_grad():
-        for name, mask in plan.masks.items():
-            model.get_parameter(name).mul_(mask)
-    return model, plan
-
-
-def state(model: nn.Module) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten().double() for tensor in model.state_dict().values()])
-
-
-def check_keeps_pruned(run) -> None:
-    model, plan = masked_model()
-    names = list(model.state_dict())
-    before = copy.deepcopy(model.state_dict())
-    run(model, Number(2), (plan,), context())
-    for name, mask in plan.masks.items():
-        revived = int(model.get_parameter(name)[~mask].count_nonzero())
-        assert revived == 0, f"{name}: {revived} of {int((~mask).sum())} pruned weights revived, should be 0"
-        moved = int((model.get_parameter(name) != before[name])[mask].sum())
-        assert moved > 0, f"{name}: {moved} kept weights changed, should train"
-    assert list(model.state_dict()) == names, f"names {list(model.state_dict())}, should be {names}"
-    assert not model.training, "training mode, should be evaluation mode"
-    left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    assert not left, f"gradients left on {left}, should be none"
-    kinds = {type(parameter) for parameter in model.parameters()}
-    assert kinds == {nn.Parameter}, f"parameters of type {kinds}, should be plain"
 
 
 def mutant_forgets_masks(model, level, plans, context):
@@ -133,20 +73,6 @@ def test_finetune_keeps_pruned():
 def test_check_keeps_pruned_rejects(mutant):
     with pytest.raises(AssertionError, match="should"):
         check_keeps_pruned(mutant)
-
-
-def check_deterministic(run) -> None:
-    """Equal for equal generators, different for different ones, untouched by and without touch of the global one."""
-    states = []
-    for seed, noise in ((0, 3), (0, 4), (1, 3)):
-        torch.manual_seed(noise)
-        before = torch.get_rng_state()
-        model = tiny_model()
-        run(model, Number(1), (), context(seed))
-        assert torch.equal(before, torch.get_rng_state()), "the global generator moved, should be as before"
-        states.append(state(model))
-    assert torch.equal(states[0], states[1]), f"differs by {(states[0] - states[1]).abs().max()}, should be equal"
-    assert not torch.equal(states[0], states[2]), "generators 0 and 1 give equal results, should differ"
 
 
 def mutant_fixed_seed(model, level, plans, given):

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.pruning.channels import filter_norms, filter_sizes, keep_channels, require_couplings
+from pruning_bench.pruning.channel_scores import filter_norms, filter_sizes
+from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
-from pruning_bench.recipe import sparsity_of
+from pruning_bench.pruning.couplings import Couplings
 
 
 @pruning_method
 @dataclass(frozen=True)
-class L1Filter:
+class L1Filter(ChannelOptions):
     """Removes channels: score of a channel = sum of |w| over the filters of all layers that make it.
 
-    Layers coupled by a residual add make a channel together, so that their filters are summed.
+    Layers coupled by a residual add make a channel together, so that their filters are summed. With scope "global" the
+    score is the mean |w| instead of the sum, as couplings differ in the size of their filters.
 
     Args:
-        scope: "layer" removes `level` of every coupling; "global" ranks all channels together, by the mean |w| instead
-            of the sum, as couplings differ in the size of their filters. One channel of each coupling always stays.
+        scope, budget, round_to: see `ChannelOptions`.
     Reference:
         Li et al., Pruning filters for efficient ConvNets, ICLR 2017, arXiv 1608.08710.
     Example:
@@ -34,7 +35,6 @@ class L1Filter:
         {0: tensor([0, 2])}
     """
 
-    scope: Literal["layer", "global"] = "layer"
     name: ClassVar[str] = "l1_filter"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.25", "l1_filter:0.5")
     tags: ClassVar[PruningTags] = PruningTags(
@@ -44,10 +44,12 @@ class L1Filter:
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> ChannelPlan:
         """The channels that stay; `level` is the share removed, in [0, 1)."""
-        sparsity = sparsity_of(self.name, level)
-        couplings = require_couplings(model, context.example_inputs)
-        scores = filter_norms(model, couplings)
-        if self.scope == "global":
+
+        def score(couplings: Couplings) -> dict[str, Tensor]:
+            norms = filter_norms(model, couplings)
+            if self.scope == "layer":
+                return norms
             sizes = filter_sizes(model, couplings)
-            scores = {name: score / sizes[name] for name, score in scores.items()}
-        return couplings.plan(keep_channels(scores, sparsity, self.scope))
+            return {name: norm / sizes[name] for name, norm in norms.items()}
+
+        return plan_channels(self, model, level, context, score)

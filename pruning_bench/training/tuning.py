@@ -1,0 +1,80 @@
+"""What steps that train share: their options, and epochs in which what was pruned stays zero."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pruning_bench.errors import LevelError, PruningBenchError
+from pruning_bench.pruning.masks import keep_pruned
+from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
+
+if TYPE_CHECKING:
+    from pruning_bench.contracts import Context
+    from pruning_bench.datasets.contract import Split
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of steps that train: SGD with Nesterov momentum, cosine schedule. They suit some 5,000 images.
+
+    Args:
+        lr: the highest learning rate, positive.
+        batch: images a step, at least 1.
+        momentum: in [0, 1).
+        weight_decay: on weights, not on biases and norms; at least 0.
+        label_smoothing: in [0, 1).
+        shift: images are moved by up to this many pixels.
+        flip: half of the images are mirrored; wrong for digits and letters, so off by default.
+        amp: the forward pass in bfloat16.
+    """
+
+    lr: float = 0.01
+    batch: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    shift: int = 2
+    flip: bool = False
+    amp: bool = False
+
+    name: ClassVar[str]
+
+    def config(self, epochs: int, generator: torch.Generator) -> TrainConfig:
+        """How to train for so many epochs, seeded by the generator; raises `LevelError` for options out of range."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(TuneOptions)}
+        try:
+            return TrainConfig(epochs=epochs, seed=seed, **options)
+        except PruningBenchError as problem:
+            raise LevelError(self.name, problem.found, problem.expected) from None
+
+
+class Tuning:
+    """A training about to begin: a step may add hooks to its `optimizer`, and then calls `run`.
+
+    Args:
+        model: trained in place.
+        plans: all plans so far; what they pruned stays zero after every step of the optimizer.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Split, config: TrainConfig, plans: Sequence[Any], context: Context
+    ) -> None:
+        self.optimizer: Optimizer = make_optimizer(model, config)
+        self._model, self._train, self._config = model, train, config
+        self._plans, self._progress = plans, context.progress
+
+    def run(self, first: int = 0) -> None:
+        """Trains from epoch `first` of the schedule to its end; leaves evaluation mode, and no gradients."""
+        with keep_pruned(self._model, self._plans, self.optimizer):
+            for epoch in range(first, self._config.epochs):
+                train_epoch(self._model, self._train, self.optimizer, self._config, epoch, self._progress)
+        self._model.zero_grad(set_to_none=True)
+        self._model.eval()
