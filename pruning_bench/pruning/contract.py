@@ -50,6 +50,7 @@ class MaskPlan:
     Args:
         masks: parameter name -> bool tensor of the parameter's shape, True = kept.
         writes: parameter name -> replacement values of the parameter's shape that the method computed (often none).
+        untouched: parameter name -> why the level does not fit it, so that it stayed as it was (often none).
 
     Example:
         >>> plan = MaskPlan({"weight": torch.tensor([True, False])})
@@ -59,6 +60,7 @@ class MaskPlan:
 
     masks: Mapping[str, Tensor]
     writes: Mapping[str, Tensor] = field(default_factory=dict)
+    untouched: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, mask in self.masks.items():

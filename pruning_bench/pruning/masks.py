@@ -1,16 +1,13 @@
-"""Masks of single weights: what is prunable, how many go, which, and how they stay gone.
+"""Masks of single weights: what is prunable, how masks are applied, and how what is pruned stays gone.
 
-Every convention of sparsity lives here: `pruned_count` rounds, `keep_largest` orders ties. Nobody else multiplies by a
-sparsity.
+How many go and which is decided in `selection`, whose functions can be had from here too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from types import TracebackType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +15,16 @@ from torch.nn import Parameter
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from pruning_bench import graphs
-from pruning_bench.errors import LevelError, ModelError, PlanError
+from pruning_bench.errors import ModelError, PlanError
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
+from pruning_bench.pruning.outputs import output_layers as output_layers
+from pruning_bench.pruning.selection import WHO as WHO
+from pruning_bench.pruning.selection import choose_masks as choose_masks
+from pruning_bench.pruning.selection import keep_largest as keep_largest
+from pruning_bench.pruning.selection import pruned_count as pruned_count
+from pruning_bench.pruning.selection import require_finite as require_finite
+from pruning_bench.pruning.selection import select_global as select_global
 
-WHO = "masks"
 _PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -66,124 +68,6 @@ def _weights(module: nn.Module) -> list[Parameter]:
     if isinstance(module, nn.MultiheadAttention):
         names = _PACKED
     return [weight for name in names if isinstance(weight := module._parameters.get(name), Parameter)]
-
-
-def output_layers(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> set[str]:
-    """Weights of the layers whose output reaches the model's output through no other layer with a weight.
-
-    Raises:
-        ModelError: the model cannot be exported.
-    """
-    program = graphs.export(model, example_inputs)
-    tensors = graphs.tensor_names(program)
-    found: set[str] = set()
-    waiting, seen = graphs.output_nodes(program), set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if graphs.operator(node) == "aten.linear" or graphs.operator(node).startswith("aten.conv"):
-            weights = [tensors[source.name] for source in node.all_input_nodes[1:2] if source.name in tensors]
-            if weights:
-                found.update(weights)
-                continue
-        waiting.extend(node.all_input_nodes)
-    return found
-
-
-def require_finite(name: str, values: Tensor, what: str = "weights") -> None:
-    """Raises `ModelError` naming the tensor if it holds NaN or infinity."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ModelError(WHO, f"{bad} of {values.numel()} {what} NaN or infinite", "all finite", name)
-
-
-def pruned_count(numel: int, sparsity: float) -> int:
-    """How many of `numel` weights a sparsity removes: the nearest whole number to `numel * sparsity`, halves to even.
-
-    The product is exact in the decimal digits of the sparsity, so that 0.29 of 100 is 29; it never falls when the
-    sparsity rises.
-
-    Raises:
-        LevelError: sparsity outside [0, 1).
-    Example:
-        >>> pruned_count(100, 0.29), pruned_count(5, 0.5), pruned_count(1, 0.9)
-        (29, 2, 1)
-    """
-    if not 0 <= sparsity < 1:
-        raise LevelError(WHO, f"sparsity {sparsity}", "in [0, 1)")
-    return round(numel * Fraction(repr(float(sparsity))))
-
-
-def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
-    """Keeps all but the `pruned_count` smallest scores; of equal scores, those that stand first go first.
-
-    Args:
-        scores: any shape, finite.
-        sparsity: in [0, 1).
-    Returns:
-        bool, shape of `scores`, True = kept.
-    Raises:
-        ModelError: NaN or infinite scores.
-        LevelError: sparsity outside [0, 1).
-    Example:
-        >>> keep_largest(torch.tensor([0.0, 3.0, 0.0, 0.0]), 0.5)
-        tensor([False,  True, False,  True])
-    """
-    return select_global({"scores": scores}, sparsity)["scores"]
-
-
-def select_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """`keep_largest` over all tensors as if they were one, in the order of the mapping.
-
-    Raises:
-        ModelError: NaN or infinite scores; names the tensor.
-    Example:
-        >>> select_global({"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([2.0, 3.0])}, 0.5)
-        {'a': tensor([False,  True]), 'b': tensor([False,  True])}
-    """
-    for name, values in scores.items():
-        require_finite(name, values, "scores")
-    flat = torch.cat([values.detach().reshape(-1) for values in scores.values()])
-    mask = _keep(flat, pruned_count(flat.numel(), sparsity))
-    parts = torch.split(mask, [values.numel() for values in scores.values()])
-    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
-
-
-def choose_masks(
-    scores: Mapping[str, Tensor], sparsity: float, scope: Literal["layer", "global"], earlier: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Keeps all but the `sparsity` smallest scores of those that earlier masks left, together or tensor by tensor.
-
-    Steps compound: five times 0.37 leave 0.63 ** 5, a tenth.
-
-    Args:
-        scores: name -> scores, finite where nothing was pruned before.
-        earlier: name -> bool mask, True = kept so far; names that are missing are whole.
-    Example:
-        >>> choose_masks({"a": torch.tensor([0.0, 1.0, 2.0])}, 0.5, "global", {"a": torch.tensor([False, True, True])})
-        {'a': tensor([False, False,  True])}
-    """
-    kept = {name: earlier.get(name, torch.ones(values.shape, dtype=torch.bool)) for name, values in scores.items()}
-    left = {name: values.detach().cpu()[kept[name]] for name, values in scores.items()}
-    if scope == "global":
-        chosen = select_global(left, sparsity)
-    else:
-        chosen = {name: keep_largest(values, sparsity) for name, values in left.items()}
-    return {name: kept[name].masked_scatter(kept[name], chosen[name]) for name in scores}
-
-
-def _keep(flat: Tensor, count: int) -> Tensor:
-    """Mask of all but the `count` smallest of a vector, in linear time: a threshold, then its ties by position."""
-    if count == 0:
-        return torch.ones_like(flat, dtype=torch.bool)
-    threshold = torch.kthvalue(flat, count).values
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().squeeze(1)
-    removed = flat.numel() - len(ties) - int(mask.sum())  # those below the threshold
-    mask[ties[count - removed :]] = True
-    return mask
 
 
 def apply_masks(model: nn.Module, plan: MaskPlan) -> nn.Module:

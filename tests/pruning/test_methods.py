@@ -77,7 +77,7 @@ def test_channels_are_counted_exactly_and_one_of_each_coupling_stays(sizes: list
 
 
 @pytest.mark.parametrize("level", [1, 1.0, -0.5, "2of4", "w8a8", None])
-@pytest.mark.parametrize("method", [Random(), Magnitude(), L1Filter()])
+@pytest.mark.parametrize("method", [Random(), L1Filter()])
 def test_levels_that_are_no_sparsity_are_refused_by_the_methods_name(method: Any, level: Any) -> None:
     with pytest.raises(LevelError, match=f"^{method.name}: "):
         method.plan(layers(), level, context())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
-from pruning_bench.pruning.masks import choose_masks, prunable
-from pruning_bench.recipe import sparsity_of
+from pruning_bench.pruning.masks import prunable
+from pruning_bench.pruning.patterns import Scope, level_of, plan_masks
+from pruning_bench.pruning.selection import LazyScores
 
 
 @pruning_method
@@ -19,7 +20,8 @@ class Magnitude:
     """Removes the weights of smallest absolute value: score = |w|.
 
     Args:
-        scope: "global" ranks all prunable weights together, "layer" each tensor by itself.
+        scope: "global" ranks all prunable weights together, "layer" each tensor by itself, "erk" gives each tensor a
+            density in proportion to sum(shape) / prod(shape) (Evci et al., ICML 2020, arXiv 1911.11134).
     Reference:
         Han et al., Learning both weights and connections for efficient neural networks, NeurIPS 2015, arXiv 1506.02626.
     Example:
@@ -32,17 +34,26 @@ class Magnitude:
                 [ True, False]])}
     """
 
-    scope: Literal["layer", "global"] = "global"
+    scope: Scope = "global"
     name: ClassVar[str] = "magnitude"
-    examples: ClassVar[tuple[str, ...]] = ("magnitude:0.5", "magnitude:0.9", "magnitude:0.9,scope=layer")
+    examples: ClassVar[tuple[str, ...]] = (
+        "magnitude:0.5",
+        "magnitude:0.9",
+        "magnitude:0.9,scope=layer",
+        "magnitude:2of4",
+    )
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
         reference="Han et al., Learning both weights and connections, NeurIPS 2015, arXiv 1506.02626",
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan:
-        """A mask over all prunable weights; `level` is the share removed of what earlier steps left, in [0, 1)."""
-        sparsity = sparsity_of(self.name, level)
+        """A mask over all prunable weights.
+
+        Args:
+            level: the share removed of what earlier steps left, in [0, 1); or N of M: N of every M inputs stay.
+        """
+        read = level_of(self.name, level)
         weights = prunable(model, context.example_inputs)
-        scores = {name: weight.detach().abs() for name, weight in weights.items()}
-        return MaskPlan(choose_masks(scores, sparsity, self.scope, context.earlier))
+        scores = LazyScores(weights, lambda name: weights[name].detach().abs())
+        return plan_masks(scores, read, self.scope, context.earlier)
