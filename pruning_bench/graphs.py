@@ -29,12 +29,13 @@ WHO = "export"
 _TORCH = Path(torch.__file__).parent
 
 
-def export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bool = False) -> ExportedProgram:
     """The graph of `model` in eval mode with a dynamic batch; the model is not changed.
 
     Args:
         model: any module; its training flags are as before afterwards.
         example_inputs: positional arguments, batch first; a batch of one is repeated to two.
+        training: in training mode instead; buffers stay as they are.
     Raises:
         ModelError: it cannot be exported, or its batch is not free; names the operator and the place.
     Example:
@@ -48,7 +49,7 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProg
         if isinstance(value, Tensor) and value.dim():
             shapes[value] = {0: Dim.DYNAMIC}
     try:
-        with evaluating(model), _quiet():
+        with evaluating(model, training), _quiet():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:
         raise ModelError(WHO, _reason(error), "a model that torch.export traces", _place(error, model)) from error
@@ -63,10 +64,10 @@ def at_least_two(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode for the length of a `with` block; every module's own training flag comes back."""
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
+    """The model in eval (or training) mode for a `with` block; every module's own training flag comes back."""
     before = {module: module.training for module in model.modules()}
-    model.eval()
+    model.train(training)
     try:
         yield model
     finally:

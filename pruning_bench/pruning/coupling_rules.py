@@ -8,18 +8,19 @@ code (`view(-1, 2048)`) stays when channels go, so that such a dimension is pinn
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+from torch import nn
 from torch.fx import Node
+from torch.nn.modules.conv import _ConvNd
 
 from pruning_bench.graphs import place
-from pruning_bench.pruning.couplings import Dimension, Walk
+from pruning_bench.pruning.couplings import Dimension, Labels, Walk
 
-Rule: TypeAlias = Callable[[Walk, Node], "list[Dimension] | None"]
+Rule: TypeAlias = Callable[[Walk, Node], Any]
+FIXED = (nn.MultiheadAttention,)  # modules whose own code fixes sizes: what they touch is pinned
 RULES: dict[str, Rule] = {}
 SPATIAL = "no channels: places in an image or a sequence"
 SINGLE = "a single channel"
@@ -38,6 +39,12 @@ def rule(*operators: str, in_place: bool = False) -> Callable[[Rule], Rule]:
     return enter
 
 
+def pinned(walk: Walk, dimension: Dimension, reason: str) -> str:
+    """The reason why a dimension keeps its size: the one that it has, or this one from now on."""
+    walk.pin(dimension, reason)
+    return dimension if isinstance(dimension, str) else reason
+
+
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
 def convolution(walk: Walk, node: Node) -> list[Dimension] | None:
     """Weight [out, in / groups, ...]: makes its dimension 0, reads its dimension 1; of groups, whole ones go."""
@@ -50,8 +57,7 @@ def convolution(walk: Walk, node: Node) -> list[Dimension] | None:
     if groups == 1:
         walk.join(channels, inner)
     else:
-        walk.pin(inner, f"the size of a group [{place(node)}]")
-        out = _whole_groups(walk, out, channels, groups)
+        out = _grouped(walk, node, out, channels, inner, groups)
     for dimension in kernel:
         walk.pin(dimension, SPATIAL)
     return [batch, _made(walk, node, weight, 0, out), *[SPATIAL] * len(kernel)]
@@ -88,35 +94,90 @@ def _made(walk: Walk, node: Node, weight: Node, dim: int, out: Dimension) -> Dim
     return out if bias is None else walk.join(out, walk.dims(bias)[0])
 
 
-def _whole_groups(walk: Walk, out: Dimension, channels: Dimension, groups: int) -> Dimension:
-    """Joins all that one group makes and reads; depthwise convolutions have groups of one."""
-    if isinstance(out, str) or isinstance(channels, str):
-        reason = channels if isinstance(channels, str) else str(out)
-        walk.pin(out, reason)
-        walk.pin(channels, reason)
+def _grouped(walk: Walk, node: Node, out: Dimension, channels: Dimension, inner: Dimension, groups: int) -> Dimension:
+    """Of a grouped convolution whole groups go, or the same place of every group: what leaves the finer choice.
+
+    A group makes and reads its channels together, so that depthwise convolutions have groups of one.
+    """
+    if isinstance(out, str) or isinstance(channels, str) or not isinstance(walk.module(node), _ConvNd):
+        reason = next(
+            (one for one in (channels, out) if isinstance(one, str)), f"the code gives its groups [{place(node)}]"
+        )
+        for dimension in (out, channels, inner):
+            walk.pin(dimension, reason)
         return reason
     makes, reads = out.reshape(groups, -1), channels.reshape(groups, -1)
-    for block in (makes, reads):
-        walk.join(block[:, 1:].reshape(-1), np.repeat(block[:, 0], block.shape[1] - 1))
+    if makes.shape == reads.shape and groups < reads.shape[1]:
+        together(walk, makes.T)
+        together(walk, reads.T)
+        walk.join(makes[0], reads[0])
+        walk.join(reads[0], inner)
+        return out
+    walk.pin(inner, f"the size of a group [{place(node)}]")
+    together(walk, makes)
+    together(walk, reads)
     walk.join(makes[:, 0], reads[:, 0])
     return out
 
 
-@rule("aten.batch_norm")
-def batch_norm(walk: Walk, node: Node) -> list[Dimension]:
+def together(walk: Walk, rows: Labels) -> None:
+    """Joins all labels of each row, [rows, labels]."""
+    walk.join(rows[:, 1:].reshape(-1), np.repeat(rows[:, 0], rows.shape[1] - 1))
+
+
+@rule("aten.batch_norm", "aten.prelu")
+def per_channel(walk: Walk, node: Node) -> list[Dimension]:
     """Weight, bias and statistics go with dimension 1."""
-    dims = list(walk.dims(walk.argument(node, "input")))
+    source = walk.argument(node, "input")
+    dims = list(walk.dims(node.all_input_nodes[0] if source is None else source))
     for name in ("weight", "bias", "running_mean", "running_var"):
-        if (tensor := walk.argument(node, name)) is not None:
+        tensor = walk.argument(node, name)
+        if tensor is not None and len(dims) > 1 and walk.shape(tensor) == walk.shape(node)[1:2]:
             dims[1] = walk.join(dims[1], walk.dims(tensor)[0])
+    return dims
+
+
+@rule("aten.instance_norm")
+def instance_norm(walk: Walk, node: Node) -> list[Dimension] | None:
+    """As batch norm; without tensors of its own the layer keeps its number of channels."""
+    owned = any(walk.argument(node, name) is not None for name in ("weight", "running_mean"))
+    return per_channel(walk, node) if owned else None
+
+
+@rule("aten.group_norm")
+def group_norm(walk: Walk, node: Node) -> list[Dimension]:
+    """Normalizes in groups of channels, so that whole groups go; a removed channel would change the statistics."""
+    dims = list(per_channel(walk, node))
+    groups, owner = walk.argument(node, "num_groups"), walk.module(node)
+    if isinstance(dims[1], str):
+        return dims
+    if not isinstance(owner, nn.GroupNorm) or not owner.affine:
+        return [dims[0], pinned(walk, dims[1], f"the code gives its groups [{place(node)}]"), *dims[2:]]
+    together(walk, dims[1].reshape(groups, -1))
+    return dims
+
+
+@rule("aten.layer_norm", "aten.rms_norm")
+def layer_norm(walk: Walk, node: Node) -> list[Dimension]:
+    """Passes what it does not normalize over; there zeros count in the statistics, so that removal is not exact."""
+    dims = list(walk.dims(node.all_input_nodes[0]))
+    reason = f"layer norm: removal would change its statistics [{place(node)}]"
+    for tensor in node.all_input_nodes[1:]:
+        walk.pin_all(tensor, reason)
+    for dim in range(len(dims) - len(walk.argument(node, "normalized_shape")), len(dims)):
+        dims[dim] = pinned(walk, dims[dim], reason)
     return dims
 
 
 RECTIFIERS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish"
 SQUASHERS = "hardsigmoid sigmoid tanh softplus log_sigmoid"
-ARITHMETIC = "exp neg abs sqrt rsqrt clamp clamp_min clamp_max pow add sub mul div maximum minimum"
-UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias to _to_copy"
-ELEMENTWISE = [f"aten.{name}" for name in " ".join((RECTIFIERS, SQUASHERS, ARITHMETIC, UNCHANGED)).split()]
+ARITHMETIC = "exp log neg abs sqrt rsqrt square sin cos clamp clamp_min clamp_max pow add sub mul div maximum minimum"
+COMPARISONS = "eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
+UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias to _to_copy type_as bernoulli"
+MADE = "zeros_like ones_like empty_like rand_like randn_like full_like zero_ fill copy"
+ELEMENTWISE = [
+    f"aten.{name}" for name in " ".join((RECTIFIERS, SQUASHERS, ARITHMETIC, COMPARISONS, UNCHANGED, MADE)).split()
+]
 
 
 @rule(*ELEMENTWISE, in_place=True)
@@ -170,106 +231,4 @@ def softmax(walk: Walk, node: Node) -> list[Dimension]:
     dim, reason = walk.argument(node, "dim"), f"normalized over [{place(node)}]"
     walk.pin(dims[dim], reason)
     dims[dim] = reason
-    return dims
-
-
-@rule("aten.cat")
-def concatenation(walk: Walk, node: Node) -> list[Dimension]:
-    """Along `dim` the labels follow one another; the other dimensions go together."""
-    sources: Sequence[Node] = walk.argument(node, "tensors")
-    dim = walk.argument(node, "dim", 0) % len(walk.shape(node))
-    dims = list(walk.dims(sources[0]))
-    for source in sources[1:]:
-        for at, other in enumerate(walk.dims(source)):
-            dims[at] = dims[at] if at == dim else walk.join(dims[at], other)
-    parts = [walk.dims(source)[dim] for source in sources]
-    if all(isinstance(part, str) for part in parts):
-        return dims
-    sizes = [walk.shape(source)[dim] for source in sources]
-    dims[dim] = np.concatenate([walk.labels(part, size) for part, size in zip(parts, sizes, strict=True)])
-    return dims
-
-
-@rule("aten.permute", "aten.transpose", "aten.t")
-def permutation(walk: Walk, node: Node) -> list[Dimension]:
-    """Dimensions in another order."""
-    dims = walk.dims(node.all_input_nodes[0])
-    order = walk.argument(node, "dims")
-    if order is None:
-        order = list(range(len(dims)))
-        one, other = walk.argument(node, "dim0", 0), walk.argument(node, "dim1", -1)
-        if dims:
-            order[one], order[other] = order[other], order[one]
-    return [dims[dim] for dim in order]
-
-
-@rule("aten.flatten", "aten.squeeze", "aten.unsqueeze")
-def flatten(walk: Walk, node: Node) -> list[Dimension]:
-    """A reshape whose sizes follow the input's."""
-    return _reshaped(walk, node, [-1] * len(walk.shape(node)))
-
-
-@rule("aten.view", "aten.reshape", "aten._unsafe_view")
-def reshape(walk: Walk, node: Node) -> list[Dimension]:
-    """A reshape; a dimension whose size the code gives as a number is pinned."""
-    return _reshaped(walk, node, walk.argument(node, "size") or walk.argument(node, "shape"))
-
-
-def _reshaped(walk: Walk, node: Node, asked: Sequence[Any]) -> list[Dimension]:
-    """Equal sizes at both ends pass; in between, several dimensions may become one: a channel becomes a block."""
-    source = node.all_input_nodes[0]
-    dims, old, new = walk.dims(source), walk.shape(source), walk.shape(node)
-    head = _common(old, new)
-    tail = _common(old[head:][::-1], new[head:][::-1])
-    middle, sizes = dims[head : len(dims) - tail], old[head : len(old) - tail]
-    made = _merged(walk, node, middle, sizes, new[head : len(new) - tail])
-    out = [*dims[:head], *made, *dims[len(dims) - tail :]]
-    for dim, size in enumerate(asked):
-        if isinstance(size, int) and size != -1 and not isinstance(out[dim], str):
-            reason = f"the code gives its size as {size} [{place(node)}]"
-            walk.pin(out[dim], reason)
-            out[dim] = reason
-    return out
-
-
-def _merged(walk: Walk, node: Node, dims: list[Dimension], old: Sequence[Any], new: Sequence[Any]) -> list[Dimension]:
-    """Dimensions of sizes `old` seen as sizes `new`."""
-    labelled = [at for at, dimension in enumerate(dims) if not isinstance(dimension, str)]
-    if len(labelled) == len(new) == 1 and all(isinstance(size, int) for size in old):
-        at = labelled[0]
-        return [np.tile(np.repeat(dims[at], math.prod(old[at + 1 :])), math.prod(old[:at]))]
-    reason = f"reshaped [{place(node)}]" if labelled else next(iter(dims), SINGLE)
-    for dimension in dims:
-        walk.pin(dimension, str(reason))
-    return [reason] * len(new)
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many sizes the two have in common at their start; sizes that follow the batch are compared as text."""
-    return [*(str(a) == str(b) for a, b in zip(one, other, strict=False)), False].index(False)
-
-
-@rule("aten.slice")
-def slicing(walk: Walk, node: Node) -> list[Dimension]:
-    """A part of a dimension keeps the whole of it; all others pass, and so does a slice of everything."""
-    start, end, step = (
-        walk.argument(node, name, default) for name, default in (("start", 0), ("end", None), ("step", 1))
-    )
-    whole = start in (0, None) and end in (None, sys.maxsize) and step == 1
-    return _cut(walk, node, set() if whole else {walk.argument(node, "dim", 0)})
-
-
-@rule("aten.pad", "aten.constant_pad_nd")
-def padding(walk: Walk, node: Node) -> list[Dimension]:
-    """A padded dimension keeps its size; all others pass. `pad` counts from the last dimension, two numbers each."""
-    pad = walk.argument(node, "pad")
-    return _cut(walk, node, {-1 - at // 2 for at, amount in enumerate(pad) if amount != 0})
-
-
-def _cut(walk: Walk, node: Node, cut: set[int]) -> list[Dimension]:
-    dims = list(walk.dims(node.all_input_nodes[0]))
-    for dim in cut:
-        reason = f"cut or padded [{place(node)}]"
-        walk.pin(dims[dim], reason)
-        dims[dim] = reason if not isinstance(dims[dim], str) else dims[dim]
     return dims

@@ -24,6 +24,7 @@ from torch.fx import Node
 from pruning_bench import graphs
 from pruning_bench.errors import ModelError, PlanError
 from pruning_bench.pruning.contract import ChannelPlan
+from pruning_bench.pruning.sizes import following_sizes
 
 WHO = "couplings"
 Labels: TypeAlias = NDArray[np.int64]
@@ -109,9 +110,27 @@ def find_couplings(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Coup
         >>> plan.untouched
         {'3.weight, dimension 0': "the model's output"}
     """
-    walk = Walk(graphs.export(model, example_inputs), _canonical_names(model))
-    walk.run()
+    walk = Walk(model)
+    with following_sizes(model):
+        program = graphs.export(model, example_inputs)
+    walk.run(program)
+    if walk.unreached():
+        walk.run(_training_graph(model, example_inputs, walk.unreached()))
+    for name in walk.unreached():
+        raise ModelError(
+            WHO, "a parameter that no forward reaches", "one that is used, or deleted before pruning", name
+        )
     return walk.couplings()
+
+
+def _training_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], unreached: list[str]) -> ExportedProgram:
+    """The graph of the forward in training mode, which reaches what only training uses, as auxiliary heads."""
+    try:
+        with following_sizes(model):
+            return graphs.export(model, example_inputs, training=True)
+    except ModelError as error:
+        found = f"a parameter that the forward in eval mode does not reach, and in training mode {error.found}"
+        raise ModelError(WHO, found, "one that is used, or deleted before pruning", unreached[0]) from error
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
@@ -128,20 +147,25 @@ class Walk:
     `pin`. It reads operands by `argument` and their dimensions by `dims`.
     """
 
-    def __init__(self, program: ExportedProgram, canonical: Mapping[str, str]) -> None:
-        self.program = program
-        self._canonical = canonical
-        self._names = graphs.tensor_names(program)
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._canonical = _canonical_names(model)
+        self._parameters = dict.fromkeys(self._canonical[name] for name, _ in model.named_parameters())
+        self._names: dict[str, str] = {}
         self._count = 0
         self._tensors: dict[TensorDim, Labels] = {}
-        self._values: dict[Node, list[Dimension]] = {}
+        self._values: dict[Node, Any] = {}
         self._edges: list[tuple[Labels, Labels]] = []
         self._pins: list[tuple[Labels, str]] = []
         self._producers: dict[TensorDim, None] = {}
+        self._reached: set[str] = set()
+        self._requirements: list[tuple[Labels, Labels, int, str]] = []
 
-    def run(self) -> None:
-        """Walks all nodes in order."""
-        for node in self.program.graph.nodes:
+    def run(self, program: ExportedProgram) -> None:
+        """Walks all nodes of a graph of the model in order; a further graph adds its joins and pins."""
+        self._names = graphs.tensor_names(program)
+        self._values = {}
+        for node in program.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "output":
@@ -150,9 +174,26 @@ class Walk:
             elif isinstance(node.meta.get("val"), (Tensor, tuple, list)):
                 self._values[node] = self._apply(node)
 
+    @property
+    def work(self) -> int:
+        """Labels handled so far: those made, joined and pinned."""
+        return self._count + sum(len(one) for one, _ in (*self._edges, *self._pins))
+
+    def unreached(self) -> list[str]:
+        """The parameters that no graph walked so far uses."""
+        return [name for name in self._parameters if name not in self._reached]
+
+    def module(self, node: Node) -> nn.Module | None:
+        """The innermost module whose forward ran the node."""
+        return self._modules.get(graphs.module_path(node))
+
     def dims(self, node: Node) -> list[Dimension]:
         """The dimensions of a node's value; of what is no tensor, none."""
-        return self._values.get(node, [])
+        return [] if isinstance(node.meta.get("val"), (tuple, list)) else self._values.get(node, [])
+
+    def parts(self, node: Node) -> list[list[Dimension]]:
+        """The dimensions of each tensor of a node whose value is several."""
+        return self._values.get(node, []) if isinstance(node.meta.get("val"), (tuple, list)) else []
 
     def argument(self, node: Node, name: str, default: Any = None) -> Any:
         """An operand by its name in the operator's schema."""
@@ -198,8 +239,17 @@ class Walk:
 
     def pin_all(self, node: Node, reason: str) -> None:
         """All dimensions of a node's value keep their size."""
-        for dimension in self.dims(node):
-            self.pin(dimension, reason)
+        for dims in (self.dims(node), *self.parts(node)):
+            for dimension in dims:
+                self.pin(dimension, reason)
+
+    def require(self, made: Labels, source: Labels, size: int, where: str) -> None:
+        """The size of `made` is computed from that of `source`: where their channels do not go together, they stay.
+
+        Args:
+            size: that of `made` in the traced model, `len(source)` times a constant.
+        """
+        self._requirements.append((made, source, size, f"its size follows that of other channels [{where}]"))
 
     def produce(self, weight: Node, dim: int) -> None:
         """This dimension of a weight makes the channels that it labels."""
@@ -215,49 +265,65 @@ class Walk:
         if node.name not in self._names:
             return ["the model's input, or a constant of its code"] * len(shape)
         tensor = self._tensor(node)
+        if node.users:
+            self._reached.add(tensor)
         for dim, size in enumerate(shape):
             if size > 1 and (tensor, dim) not in self._tensors:
                 self._tensors[tensor, dim] = self.fresh(size)
         return [self._tensors.get((tensor, dim), "a single channel") for dim in range(len(shape))]
 
-    def _apply(self, node: Node) -> list[Dimension]:
-        from pruning_bench.pruning.coupling_rules import RULES  # the rules are written against this class
+    def _apply(self, node: Node) -> Any:
+        from pruning_bench.pruning.coupling_rules import FIXED
+        from pruning_bench.pruning.shape_rules import RULES  # the rules are written against this class
 
-        rule = RULES.get(graphs.operator(node))
-        dims = rule(self, node) if rule is not None and isinstance(node.meta["val"], Tensor) else None
-        if dims is not None:
-            shape = self.shape(node)
-            sizes = tuple(shape[at] if isinstance(dim, str) else len(dim) for at, dim in enumerate(dims[: len(shape)]))
-            if len(dims) != len(shape) or sizes != shape:
-                raise ModelError(WHO, f"dimensions {sizes}", f"{shape}, those of the value", graphs.place(node))
-            return dims
-        reason = f"no rule for {graphs.operator(node)} [{graphs.place(node)}]"
+        several = isinstance(node.meta["val"], (tuple, list))
+        owner = self.module(node)
+        if isinstance(owner, FIXED):
+            reason = f"the code of {type(owner).__name__} fixes its size [{graphs.place(node)}]"
+        else:
+            rule = RULES.get(graphs.operator(node))
+            dims = rule(self, node) if rule is not None else None
+            if dims is not None:
+                for value, found in zip(node.meta["val"], dims, strict=True) if several else [(node.meta["val"], dims)]:
+                    _check_sizes(value, found, node)
+                return dims
+            reason = f"no rule for {graphs.operator(node)} [{graphs.place(node)}]"
         for source in node.all_input_nodes:
             self.pin_all(source, reason)
-        return [reason] * len(self.shape(node))
+        return [[reason] * value.dim() for value in node.meta["val"]] if several else [reason] * len(self.shape(node))
 
     def couplings(self) -> Couplings:
-        """What the walk found."""
+        """What the walks found."""
         unit = self._units()
-        pinned: dict[int, str] = {}
-        for labels, reason in self._pins:
-            for one in np.unique(unit[labels]):
-                pinned.setdefault(int(one), reason)
-        makers: dict[int, tuple[TensorDim, ...]] = {}
+        for made, source, size, reason in self._requirements:
+            units, which = np.unique(unit[np.concatenate([made, source])], return_inverse=True)
+            there = np.bincount(which[: len(made)], minlength=len(units)) * len(source)
+            here = np.bincount(which[len(made) :], minlength=len(units)) * size
+            both = np.concatenate([made, source])
+            self.pin(both[(there != here)[which]], reason)
+        reasons = [reason for _, reason in self._pins]
+        pinned = np.full(self._count, -1, dtype=np.int64)  # unit -> the first pin on it
+        for at, (labels, _) in enumerate(self._pins):
+            units = unit[labels]
+            pinned[units[pinned[units] < 0]] = at
         untouched: dict[str, str] = {}
+        makers = _Makers(self._count)
         for producer in self._producers:
-            for one in map(int, unit[self._tensors.get(producer, np.empty(0, np.int64))]):
-                if one in pinned:
-                    untouched.setdefault(f"{producer[0]}, dimension {producer[1]}", pinned[one])
-                elif makers.get(one, ())[-1:] != (producer,):
-                    makers[one] = (*makers.get(one, ()), producer)
-        grouped: dict[tuple[TensorDim, ...], list[int]] = {}
-        for one, producers in makers.items():
-            grouped.setdefault(producers, []).append(one)
+            units = unit[self._tensors.get(producer, np.empty(0, np.int64))]
+            free = pinned[units] < 0
+            makers.add(producer, units[free])
+            if not free.all():
+                untouched[f"{producer[0]}, dimension {producer[1]}"] = reasons[pinned[units[~free][0]]]
+        grouped = makers.groups()
+        for producers in [producers for producers, units in grouped.items() if len(units) == 1]:
+            del grouped[producers]
+            for tensor, dim in producers:
+                size = len(self._tensors[tensor, dim])
+                untouched.setdefault(f"{tensor}, dimension {dim}", f"its channels go together: one unit of {size}")
         names = dict(zip(_names(grouped), grouped, strict=True))
         return Couplings(
             units={key: unit[labels] for key, labels in self._tensors.items()},
-            groups={name: np.array(grouped[producers], dtype=np.int64) for name, producers in names.items()},
+            groups={name: grouped[producers] for name, producers in names.items()},
             producers=names,
             untouched=untouched,
         )
@@ -269,6 +335,46 @@ class Walk:
         right = np.concatenate([empty, *(other for _, other in self._edges)])
         graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self._count, self._count))
         return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _check_sizes(value: Tensor, dims: list[Dimension], node: Node) -> None:
+    """Raises unless there are as many labels as the value has entries, in every dimension."""
+    shape = tuple(value.shape)
+    sizes = tuple(shape[at] if isinstance(dim, str) else len(dim) for at, dim in enumerate(dims[: len(shape)]))
+    if len(dims) != len(shape) or sizes != shape:
+        raise ModelError(WHO, f"dimensions {sizes}", f"{shape}, those of the value", graphs.place(node))
+
+
+class _Makers:
+    """Sorts units by who makes them: each unit has the number of a set of producers, refined producer by producer."""
+
+    def __init__(self, units: int) -> None:
+        self._set = np.zeros(units, dtype=np.int64)  # 0: made by nobody
+        self._sets: dict[tuple[int, TensorDim], int] = {}  # a set and one producer more -> the larger set
+        self._order: list[Labels] = []
+
+    def add(self, producer: TensorDim, units: Labels) -> None:
+        """This producer makes these units as well."""
+        self._order.append(units[np.sort(np.unique(units, return_index=True)[1])])
+        before, which = np.unique(self._set[units], return_inverse=True)
+        after = [self._sets.setdefault((int(one), producer), len(self._sets) + 1) for one in before]
+        self._set[units] = np.array(after, dtype=np.int64)[which]
+
+    def groups(self) -> dict[tuple[TensorDim, ...], Labels]:
+        """Producers, in forward order -> the units that exactly they make, in the order of the first of them."""
+        larger = {after: key for key, after in self._sets.items()}
+        units = np.concatenate([np.empty(0, np.int64), *self._order])
+        units = units[np.sort(np.unique(units, return_index=True)[1])]
+        sets, first, which = np.unique(self._set[units], return_index=True, return_inverse=True)
+        by_set = np.split(units[np.argsort(which, kind="stable")], np.cumsum(np.bincount(which))[:-1])
+        made = {}
+        for at in np.argsort(first):
+            producers, members = int(sets[at]), []
+            while producers:
+                producers, member = larger[producers]
+                members.append(member)
+            made[tuple(reversed(members))] = by_set[at]
+        return made
 
 
 def _names(groups: Iterable[tuple[TensorDim, ...]]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pruning_bench.errors import PlanError
@@ -211,8 +211,12 @@ def _update_sizes(module: nn.Module, path: str) -> None:
         made = module.out_features
     elif isinstance(module, _ConvNd):
         made = _update_convolution(module, path)
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, _NormBase):
         made = module.num_features = len(next(t for t in _own(module).values() if t.dim() == 1))
+    elif isinstance(module, nn.GroupNorm):
+        made = _update_group_norm(module, path)
+    elif isinstance(module, nn.PReLU):
+        made = module.num_parameters = len(module.weight)
     else:
         return
     for name, tensor in _own(module).items():
@@ -226,13 +230,24 @@ def _update_convolution(module: _ConvNd, path: str) -> int:
     if isinstance(module, _ConvTransposeNd):
         out, inner = inner * module.groups, out
     else:
-        per_group = module.out_channels // module.groups
+        # Groups keep their size, or all of them lose the same share of what they read and make.
+        read_before = module.in_channels // module.groups
+        per_group = max(1, module.out_channels // module.groups * inner // read_before)
         if out % per_group and module.groups > 1:
             raise PlanError(WHO, f"{out} output channels", f"whole groups of {per_group}", path)
         module.groups = out // per_group if module.groups > 1 else 1
         inner *= module.groups
     module.out_channels, module.in_channels = out, inner
     return out
+
+
+def _update_group_norm(module: nn.GroupNorm, path: str) -> int:
+    """Groups and channels of a group norm, whose groups keep their size; the number of its channels."""
+    made, per_group = len(module.weight), module.num_channels // module.num_groups
+    if made % per_group:
+        raise PlanError(WHO, f"{made} channels", f"whole groups of {per_group}", path)
+    module.num_groups, module.num_channels = made // per_group, made
+    return made
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ class Residual(nn.Module):
 
 class Concat(Residual):
     def forward(self, images: Tensor) -> Tensor:
-        return self.inner(torch.cat([images[:, :2], self.stem(images)[:, :4]], 1))
+        return self.head(self.inner(torch.cat([images[:, :2], self.stem(images)[:, :4]], 1)))
 
 
 class Shared(Residual):
@@ -153,6 +153,11 @@ class NumberInCode(nn.Module):
         return images.view(-1, 6 * 36)
 
 
+class Cumulated(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.cumsum(1)
+
+
 class OverChannels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.softmax(1)
@@ -160,10 +165,9 @@ class OverChannels(nn.Module):
 
 UNTOUCHED: dict[str, tuple[nn.Module, str]] = {
     "number": (sequential(NumberInCode(), nn.Linear(216, 2)), "the code gives its size as 216"),
-    "layer_norm": (
-        sequential(nn.GroupNorm(2, 6), nn.Conv2d(6, 2, 1)),
-        "no rule for aten.group_norm [1: aten.group_norm",
-    ),
+    "layer_norm": (sequential(nn.LayerNorm([6, 6, 6]), nn.Conv2d(6, 2, 1)), "layer norm: removal would change"),
+    "no_rule": (sequential(Cumulated(), nn.Conv2d(6, 2, 1)), "no rule for aten.cumsum [1: aten"),
+    "one_group": (sequential(nn.GroupNorm(1, 6), nn.Conv2d(6, 2, 1)), "its channels go together: one unit of 6"),
     "softmax": (sequential(OverChannels(), nn.Conv2d(6, 2, 1)), "normalized over"),
     "output": (sequential(nn.ReLU()), "the model's output"),
     "cut": (Concat(), "cut or padded"),
@@ -175,7 +179,9 @@ def test_what_cannot_go_says_why(name: str) -> None:
     model, reason = UNTOUCHED[name]
     found = find_couplings(model, IMAGES)
     first = "stem.weight" if name == "cut" else "0.weight"
-    assert not found.groups, f"{name}: {dict(found.producers)} should not be prunable"
+    assert all((first, 0) not in makers for makers in found.producers.values()), (
+        f"{name}: {dict(found.producers)} should not hold {first}"
+    )
     said = found.untouched[f"{first}, dimension 0"]
     assert reason in said, f"{name}: reason {said!r}, should hold {reason!r}"
     plan = found.plan({})
