@@ -94,8 +94,8 @@ class Profile:
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         optional: runtimes that few have, or that take long to build, belong to it too.
-        seeds: how many seeds a recipe that trains is run with; all but the first are there for accuracy alone, which is
-            the recipe's and not the runtime's, so that one runtime, the first of `SEEDED` and the others, has them.
+        seeds: how many seeds a recipe that trains is run with. All but the first are there for accuracy alone, which is
+            the recipe's and not the runtime's: they run on `SEEDED`, or the first runtime where that is left out.
     """
 
     name: str

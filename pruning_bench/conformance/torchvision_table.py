@@ -102,16 +102,20 @@ def row(name: str) -> Row:
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Puts the rows into the table, in the order of their names; other rows of the file stay."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    known = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and line != HEADER}
+    known = {
+        line.split("|")[1].strip(): line
+        for line in lines
+        if line.startswith("| ") and line[2] != ":" and line != HEADER
+    }
     known.update({one.model: str(one) for one in rows})
     text = [
         f"# Every torchvision classification model, `{RECIPE}`",
         "",
-        "Written by `python -m pruning_bench.conformance.torchvision_table docs/torchvision.md`. Random weights,",
-        f"images of {SIZE} x {SIZE} ({', '.join(f'{name} {size}' for name, size in SIZES.items())}); only the output",
-        "layer is kept by intent. Errors compare the shrunk model with its masked twin, every parameter and buffer",
-        "randomised: in float32 over the largest output, in float64 over the largest difference between the outputs",
-        "of two inputs.",
+        "Written by `python -m pruning_bench.conformance.torchvision_table docs/torchvision.md`.",
+        f"Random weights, images of {SIZE} x {SIZE} ({', '.join(f'{name} {size}' for name, size in SIZES.items())});",
+        "only the output layer is kept by intent. Errors compare the shrunk model with its twin, every parameter",
+        "and buffer randomised: in float32 over the largest output, in float64 over the largest difference between the",
+        "outputs of two inputs.",
         "",
         HEADER,
         "| :-- | --: | --: | --: | --: | :-- |",

@@ -19,15 +19,8 @@ def filter_norms(model: nn.Module, couplings: Couplings, power: float = 1) -> di
     Raises:
         ModelError: a weight holds NaN or infinity; names it.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    norms = {}
-    for producers in couplings.producers.values():
-        for name, dim in producers:
-            weight = parameters[name].detach()
-            require_finite(name, weight)
-            others = [other for other in range(weight.dim()) if other != dim]
-            norms[name, dim] = weight.double().abs().pow(power).sum(others)
-    return {coupling: couplings.sums(coupling, norms) for coupling in couplings.groups}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return filter_scores(weights, couplings, lambda filters: filters.abs().pow(power).sum(1))
 
 
 def filter_sizes(model: nn.Module, couplings: Couplings) -> dict[str, Tensor]:

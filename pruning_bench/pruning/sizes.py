@@ -8,6 +8,8 @@ Anything else that the code does to a size (`int(c)`, sums) makes it a literal: 
 
 from __future__ import annotations
 
+import operator
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.overrides import TorchFunctionMode
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # torchvision lies beside it
 _FOLLOWING = {"view": 1, "reshape": 1, "split": 1, "unflatten": 2}  # operator -> the first argument that is a size
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
-@torch.library.custom_op("pruning_bench::follow", mutates_args=())
+@library.custom_op("pruning_bench::follow", mutates_args=())
 def follow(x: Tensor, sources: list[Tensor], dims: list[int], places: list[int]) -> Tensor:
     """`x`, marked: the next operator's size at `places[i]` is a multiple of dimension `dims[i]` of `sources[i]`."""
     return x.clone()
@@ -47,21 +49,39 @@ class Size(int):
 
     def __mul__(self, other: Any) -> Any:
         """A product with an int has the sources of both."""
-        value = int.__mul__(self, other)
+        value = int(self) * other
         more = other.sources if isinstance(other, Size) else ()
-        return value if value is NotImplemented else Size(value, (*self.sources, *more))
+        return Size(int(value), (*self.sources, *more)) if isinstance(other, int) else value
 
-    __rmul__ = __mul__
+    def __rmul__(self, other: Any) -> Any:
+        """As `__mul__`."""
+        return self * other
 
     def __floordiv__(self, other: Any) -> Any:
         """A quotient by a literal, where it is exact, has the same sources."""
-        value = int.__floordiv__(self, other)
+        value = int(self) // other
         exact = type(other) is int and value * other == int(self)
         return Size(value, self.sources) if exact else value
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Copies are plain ints."""
         return int, (int(self),)
+
+
+def _plain(operation: Callable[[Any, Any], Any], reflected: bool) -> Callable[[Size, Any], Any]:
+    """The operation on a plain int: torch's symbolic sizes take no other."""
+    if reflected:
+        return lambda size, other: operation(other, int(size))
+    return lambda size, other: operation(int(size), other)
+
+
+for _name in ("add", "sub", "mod", "truediv", "pow"):
+    setattr(Size, f"__{_name}__", _plain(getattr(operator, _name), False))
+    setattr(Size, f"__r{_name}__", _plain(getattr(operator, _name), True))
+Size.__rfloordiv__ = _plain(operator.floordiv, True)  # type: ignore[method-assign,assignment]
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _plain(getattr(operator, _name), False))
+Size.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -93,7 +113,7 @@ class _Following(TorchFunctionMode):
         if _called_by_torch():
             return func(*args, **kwargs)
         if name in _FOLLOWING:
-            return func(_marked(args[0], args[_FOLLOWING[name] :]), *args[1:], **kwargs)
+            return func(_marked(args[0], args[_FOLLOWING[name] :]), *_without_sources(args[1:]), **kwargs)
         made = func(*args, **kwargs)
         if name == "size" and type(made) is int and len(args) == 2:
             return Size(made, ((args[0], args[1]),))
@@ -109,6 +129,13 @@ def _called_by_torch() -> bool:
     if frame.f_code.co_name == "handle_torch_function" and frame.f_back and frame.f_back.f_back:
         frame = frame.f_back.f_back  # past an operator that is written in Python
     return frame.f_code.co_filename.startswith(_TORCH)
+
+
+def _without_sources(arguments: Any) -> Any:
+    """Arguments with plain ints."""
+    if isinstance(arguments, (tuple, list)):
+        return [_without_sources(argument) for argument in arguments]
+    return int(arguments) if isinstance(arguments, Size) else arguments
 
 
 def _marked(x: Any, asked: tuple[Any, ...]) -> Any:

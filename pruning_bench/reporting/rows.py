@@ -40,8 +40,8 @@ class Row:
         speedup, speedup_low, speedup_high: dense time / time on the same runtime, with its interval.
         processes: behind the speed-up; one says little of others.
         strongest_speedup, strongest: time of the strongest dense model here / time; and which that is.
-        simulation_agreement: of a quantized model, the share of test predictions equal to those of its simulation; of
-            one whose examples have scores, the mean cosine between the outputs.
+        simulation_agreement: of a quantized model, the share of predictions equal to its simulation's, of the first
+            `measuring.SIMULATED_EXAMPLES`; of one whose examples have scores, the mean cosine between the outputs.
         simulation_agreement_float: the same of the model just before quantization, for comparison.
         quantized_layers: how many layers the plan quantizes; None where the runtime lists no kernels.
         float_fallbacks: those of them that ran in float all the same, as `layer (operator dtype)`.

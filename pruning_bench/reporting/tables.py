@@ -113,7 +113,8 @@ def simulation_notes(rows: Iterable[Row]) -> list[str]:
             unquantized = f" (unquantized: {text.percent(row.simulation_agreement_float, 2)})"
             where = f"{row.recipe or row.case_id} on {row.runtime} {row.settings}".rstrip()
             parts.append(f"{where} {text.percent(row.simulation_agreement, 2)}{unquantized}")
-    return [f"test predictions equal to those of the quantized model's simulation: {'; '.join(parts)}"] if parts else []
+    what = "predictions (at most the first 2,000 test examples) equal to those of the quantized model's simulation"
+    return [f"{what}: {'; '.join(parts)}"] if parts else []
 
 
 def _cells(row: Row) -> list[str]:

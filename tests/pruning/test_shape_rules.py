@@ -1,6 +1,7 @@
 """Channels that reshapes, splits, shuffles, groups and products move; wrong rules must fail the twin test."""
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pruning_bench.errors import ModelError, PlanError
 from pruning_bench.pruning.coupling_rules import RULES
 from pruning_bench.pruning.couplings import Couplings, Walk, find_couplings
 from pruning_bench.pruning.shrink import apply_channels
+from pruning_bench.pruning.sizes import Size, following_sizes
 
 IMAGES = (torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0)),)
 
@@ -197,6 +199,29 @@ def rounded_shape(net: Any, images: Tensor) -> Tensor:
 def borrowed_size(net: Any, images: Tensor) -> Tensor:
     one, other = net.first(images), net.second(images)
     return other.view(-1, one.shape[1], 36).unflatten(2, (6, 6))
+
+
+@pytest.mark.parametrize("operation", ["add", "sub", "mul", "floordiv", "mod", "truediv", "eq", "lt", "ge"])
+def test_sizes_calculate_as_ints(operation: str) -> None:
+    """With ints, floats, each other and torch's symbolic sizes, which take nothing but plain ints."""
+    size, function = Size(6, ()), getattr(operator, operation)
+
+    class Calculates(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            batch, plain, found = images.shape[0], 6, images.shape[1]
+            one, other = function(batch, found), function(found, batch)
+            if operation in ("lt", "ge"):  # these decide in the model's code
+                return images * (2 if one else 3) * (5 if other else 7)
+            return images * (one == function(batch, plain)) * (other == function(plain, batch))
+
+    for other in (2, 4, 2.5, Size(4, ())):
+        there, back = function(6, other), function(other, 6)
+        assert function(size, other) == there, f"6 {operation} {other}: {function(size, other)}, should be {there}"
+        assert function(other, size) == back, f"{other} {operation} 6: {function(other, size)}, should be {back}"
+    model, images = Calculates(), torch.ones(4, 6, 2)
+    with following_sizes(model):
+        program = graphs.export(model, (images,))
+    assert torch.equal(program.module()(images), model(images)), f"{operation} with a symbolic batch differs"
 
 
 class Attention(nn.Module):
