@@ -1,4 +1,4 @@
-"""Every classification model of torchvision, pruned to half width and proved right: the rows of `docs/torchvision.md`.
+"""Classification models of torchvision, pruned to half width and proved right: the rows of `docs/torchvision.md`.
 
 `python -m pruning_bench.conformance.torchvision_table docs/torchvision.md [MODEL ...]` measures and writes the table;
 rows of models that are not named stay as they are in the file.
@@ -109,7 +109,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     }
     known.update({one.model: str(one) for one in rows})
     text = [
-        f"# Every torchvision classification model, `{RECIPE}`",
+        f"# Classification models of torchvision, `{RECIPE}`",
         "",
         "Written by `python -m pruning_bench.conformance.torchvision_table docs/torchvision.md`.",
         f"Random weights, images of {SIZE} x {SIZE} ({', '.join(f'{name} {size}' for name, size in SIZES.items())});",
