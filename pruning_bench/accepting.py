@@ -10,7 +10,7 @@ from pathlib import Path
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import Scope, refuse_run
 from pruning_bench.judging.acceptance import accept as merged
-from pruning_bench.judging.baseline import differences, read_baseline, write_baseline
+from pruning_bench.judging.baseline import ABSOLUTE, TIMED, differences, read_baseline, write_baseline
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.controls import broken, reason_of
 from pruning_bench.judging.gate import runtime_of
@@ -61,7 +61,7 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
         return run
     short = sorted({m.case_id for m in chosen if m.rule == "canary"})  # the dense ones too: they bring the controls
     fresh = _measure(run, short, policy, data, checkpoints)
-    fresh = [m for m in fresh if m.rule in ("speed", "canary", "control")]
+    fresh = [m for m in fresh if m.rule in (*TIMED, "control")]
     if bad := broken(fresh):
         raise RecordError(
             "accept", f"{bad[0].metric} failed ({reason_of(bad[0])})", "controls that hold", bad[0].case_id
@@ -73,20 +73,17 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
             raise RecordError("accept", "another checkpoint or data than the run's", expected, m.case_id)
     replaced = {(m.case_id, m.metric) for m in fresh}
     kept = [m for m in run.measurements if (m.case_id, m.metric) not in replaced]
-    return dataclasses.replace(run, measurements=(*kept, *merge([*fresh, *_best_canaries(fresh)])))
+    return dataclasses.replace(run, measurements=(*kept, *merge([*fresh, *_best(fresh)])))
 
 
 def _is_chosen(case_id: str, only: Collection[str] | None) -> bool:
     return only is None or case_id in only or group_of(case_id)[0] in only
 
 
-def _best_canaries(fresh: list[Measurement]) -> list[Measurement]:
-    """The fastest anchor of several processes: a busy machine only ever slows."""
-    best: dict[str, Measurement] = {}
-    for m in fresh:
-        if m.rule == "canary" and (m.case_id not in best or m.value < best[m.case_id].value):
-            best[m.case_id] = m
-    return list(best.values())
+def _best(fresh: list[Measurement]) -> list[Measurement]:
+    """The fastest anchors and yardsticks of several processes: a busy machine only ever slows."""
+    times = [m for m in fresh if m.rule in ABSOLUTE]
+    return list({(m.case_id, m.metric): m for m in sorted(times, key=lambda m: -m.value)}.values())
 
 
 def _measure(

@@ -33,10 +33,11 @@ from pruning_bench.runtimes.contract import Kernel, torch_threads
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.tasks import Record, task_of
 from pruning_bench.workbench import Workbench
+from pruning_bench.yardstick import yardstick
 
 LATENCY_SECONDS = 3.0  # of one case; used up, sampling ends at the least number of pairs
 SIMULATED_EXAMPLES = 2_000  # simulations are slow, and this many tell whether a runtime runs something else
-SLOWED = "slowed anchor"
+SLOWED, YARDSTICK = "slowed anchor", "yardstick"
 ATTEMPTS = 2
 
 
@@ -120,7 +121,7 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     if not session.timed:
         raise PluginError(case.runtime, "a session that only simulates", "one that is timed, or `simulates_quantized`")
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    others = rival_calls(bench, case, inputs, anchor, session.clock)
+    others = {**rival_calls(bench, case, inputs, anchor, session.clock), YARDSTICK: yardstick(case.device)}
     if case == case.dense:
         others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
     peak = peak_memory(call, case.device)
@@ -152,6 +153,7 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     return [
         record("latency", q10(taken.case), samples=taken.case, detail=ran),
         record("anchor_latency", q10(taken.anchor), samples=taken.anchor),
+        record("yardstick", q10(taken.others[YARDSTICK])),
         relative,
         _strongest(record, bench, case, taken),
         *controls,
@@ -204,7 +206,7 @@ def _recorder(bench: Workbench, case: Case) -> Record:
 
 def _strongest(record: Record, bench: Workbench, case: Case, taken: Samples) -> Measurement:
     dense = {name_of(case.dense): taken.anchor}
-    dense |= {name: times for name, times in taken.others.items() if name != SLOWED}
+    dense |= {name: times for name, times in taken.others.items() if name not in (SLOWED, YARDSTICK)}
     if is_rival(bench, case):
         dense[name_of(case)] = taken.case
     strongest = min(dense, key=lambda name: q10(dense[name]))
@@ -247,7 +249,7 @@ FAMILIES = {
     ),
     "latency": Family(
         measure_latency,
-        lambda case: ("latency", "anchor_latency", "relative_time", "strongest_ratio"),
+        lambda case: ("latency", "anchor_latency", "yardstick", "relative_time", "strongest_ratio"),
         lambda case: case.seed == 0 and not simulates(case),
     ),
 }

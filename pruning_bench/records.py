@@ -23,11 +23,12 @@ SCHEMA = 1
 # History of the format: 1 (2026-11) the first.
 
 Better = Literal["lower", "higher", "neither"]
-Rule = Literal["exact", "paired", "speed", "canary", "control", "shown"]
+Rule = Literal["exact", "paired", "speed", "canary", "machine", "control", "shown"]
 # exact   portable number that must not get worse at all (bytes, MACs, parameters)
 # paired  accuracy with a per-example vector: paired test, or a test over seeds where the recipe trains
 # speed   log ratio to the anchor, one sample a process: margin + interval + confirmation
 # canary  absolute time of the anchor itself: a loose bound
+# machine absolute time of fixed work beside it: how fast the machine is; kept, and never judged itself
 # control must hold for the run to be valid (A/A twin, injected slow-down)
 # shown   never judged
 

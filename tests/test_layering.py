@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cases",),
     ("judging",),
     ("reporting",),
-    ("tasks", "workbench", "rivals", "measuring", "conformance", "listing"),
+    ("tasks", "workbench", "yardstick", "rivals", "measuring", "conformance", "listing"),
     ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "machine_checks", "doctor"),
     ("pytest_plugin", "suite_cases", "cli", "training.command"),
 )

@@ -9,7 +9,17 @@ from typing import Literal
 
 from pruning_bench.errors import RecordError, closest
 from pruning_bench.judging import controls, vectors
-from pruning_bench.judging.baseline import PORTABLE, TIMED, Baseline, BaselineLine, Lines, Times, by_key, check_time
+from pruning_bench.judging.baseline import (
+    ABSOLUTE,
+    PORTABLE,
+    TIMED,
+    Baseline,
+    BaselineLine,
+    Lines,
+    Times,
+    by_key,
+    check_time,
+)
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
@@ -122,7 +132,7 @@ def _line(m: Measurement, run: Run, reason: str, case: CaseStatus | None, policy
     )
     if m.rule == "paired":
         vectors.unpack(m.vector, f"{m.metric} of {m.case_id}")
-    if m.rule == "canary":
+    if m.rule in ABSOLUTE:
         return replace(line, value=_short(m.value))
     if m.rule != "speed":
         return line

@@ -1,7 +1,7 @@
 """Baselines: what cases measured when somebody accepted it; files made to be reviewed as a diff.
 
-A folder holds `portable.jsonl` (rules exact and paired) and, for each environment, `times-<key>.jsonl` (speed and
-canary). Each is a header line and one sorted line per case and metric.
+A folder holds `portable.jsonl` (rules exact and paired) and, for each environment, `times-<key>.jsonl` (speed,
+canary and machine). Each is a header line and one sorted line per case and metric.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pruning_bench.judging.processes import Processes
 from pruning_bench.records import SCHEMA, Better, Environment, Rule, read_lines, write_atomically
 
 PORTABLE: tuple[Rule, ...] = ("exact", "paired")
-TIMED: tuple[Rule, ...] = ("speed", "canary")
+TIMED: tuple[Rule, ...] = ("speed", "canary", "machine")
+ABSOLUTE: tuple[Rule, ...] = ("canary", "machine")  # of several processes the best counts: a busy machine only slows
 PORTABLE_FILE = "portable.jsonl"
 WHO = "baseline"
 TINY = 1e-12  # no time in seconds and no ratio of times is smaller, or larger than its inverse

@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from pruning_bench.judging import controls
-from pruning_bench.judging.baseline import TIMED, Baseline, BaselineLine, differences
+from pruning_bench.judging.baseline import ABSOLUTE, TIMED, Baseline, BaselineLine, Lines, differences
 from pruning_bench.judging.case_ids import case_of, group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.seeds import judge_seeds
@@ -18,6 +19,8 @@ from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome,
 
 EXIT_PASS, EXIT_FAIL, EXIT_NOT_JUDGED, EXIT_INVALID = 0, 1, 2, 6
 PRIMARY = ("speed", "paired")  # the metrics that Holm's correction counts
+STATE = {"canary": "drift", "machine": "machine"}  # rule of an absolute time -> the argument of `judge` that it gives
+State: TypeAlias = "dict[str, float]"
 
 
 @dataclass(frozen=True)
@@ -115,31 +118,31 @@ def confirm(report: Report, fresh: Iterable[Measurement], baseline: Baseline) ->
     policy, parts = report.policy, tuple(fresh)
     again = _joined(parts)
     lines = baseline.own_times(report.environment)
-    drifts = _drifts(again.values(), lines)
+    state = _state(again.values(), lines)
     verdicts = [judge(control, None) for control in controls.broken(parts)]
     for verdict in report.verdicts:
         key = (verdict.case_id, verdict.metric)
         if verdict.outcome is Outcome.INCONCLUSIVE and key in again and key in lines:
-            verdicts.append(_confirmed(verdict, again[key], lines[key], policy, drifts.get(verdict.case_id, 0.0)))
+            verdicts.append(_confirmed(verdict, again[key], lines[key], policy, state.get(verdict.case_id, {})))
         else:
             verdicts.append(verdict)
     return replace(report, verdicts=_sorted(_corrected(verdicts, policy)))
 
 
 def _joined(parts: Iterable[Measurement]) -> dict[tuple[str, str], Measurement]:
-    """Samples of a speed together; of several canaries the best, for a busy machine only ever slows."""
+    """Samples of a speed together; of several absolute times the best, for a busy machine only ever slows."""
     joined: dict[tuple[str, str], Measurement] = {}
-    for part in sorted(parts, key=lambda m: -direction(m.better) * m.value if m.rule == "canary" else 0.0):
+    for part in sorted(parts, key=lambda m: -direction(m.better) * m.value if m.rule in ABSOLUTE else 0.0):
         key = (part.case_id, part.metric)
         joined[key] = merge((joined[key], part))[0] if key in joined else part
     return joined
 
 
-def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: Policy, drift: float) -> Verdict:
+def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: Policy, state: State) -> Verdict:
     count = len(fresh.samples)
     if fresh.rule == "speed" and count < policy.confirmation_processes:
         return replace(first, note=f"{count} fresh processes, needs {policy.confirmation_processes} to say more")
-    second = judge(fresh, line, policy, drift=drift)
+    second = judge(fresh, line, policy, **state)
     if not first.suspect:
         return suspected(second)
     outcome, note = second.outcome, "a first hit was not confirmed in fresh processes"
@@ -227,14 +230,14 @@ def _absent(case_id: str, metric: str, note: str) -> Verdict:
 def _single(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:
     """Verdicts of all measurements that are judged one by one."""
     trained = _trained_groups(run, baseline)
-    drifts = _drifts(run.measurements, baseline.own_times(run.environment))
+    state = _state(run.measurements, baseline.own_times(run.environment))
     verdicts = []
     for m in run.measurements:
-        if m.rule == "shown" or (m.rule == "paired" and group_of(m.case_id)[0] in trained):
+        if m.rule in ("shown", "machine") or (m.rule == "paired" and group_of(m.case_id)[0] in trained):
             continue
         lines = baseline.own_times(run.environment) if m.rule in TIMED else baseline.portable
         key = (m.case_id, m.metric)
-        verdict = suspected(judge(m, lines.get(key), policy, drift=drifts.get(m.case_id, 0.0)))
+        verdict = suspected(judge(m, lines.get(key), policy, **state.get(m.case_id, {})))
         foreign = baseline.foreign_times(run.environment, key) if verdict.outcome is Outcome.NEW else None
         if foreign is not None and m.rule in TIMED:
             changed = differences(foreign.must_match, run.environment.must_match)
@@ -243,10 +246,14 @@ def _single(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:
     return verdicts
 
 
-def _drifts(measurements: Iterable[Measurement], lines: Mapping[tuple[str, str], BaselineLine]) -> dict[str, float]:
-    """Case id -> log of the anchor's own time over that of the baseline: how unlike the machine's state is."""
-    known = {(m.case_id, m.metric): m.value for m in measurements if m.rule == "canary"}
-    return {key[0]: math.log(value / lines[key].value) for key, value in known.items() if value > 0 and key in lines}
+def _state(measurements: Iterable[Measurement], lines: Lines) -> dict[str, State]:
+    """Case id -> how the machine differs from the baseline's, as arguments of `judge`: logs of ratios of times."""
+    state: dict[str, State] = {}
+    for m in measurements:
+        then = lines.get((m.case_id, m.metric))
+        if m.rule in STATE and then is not None and m.value > 0:
+            state.setdefault(m.case_id, {})[STATE[m.rule]] = math.log(m.value / then.value)
+    return state
 
 
 def _trained(run: Run, baseline: Baseline, policy: Policy) -> list[Verdict]:

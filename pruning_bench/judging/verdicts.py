@@ -50,7 +50,8 @@ class Verdict:
         case_id, metric, unit, better, rule: as in `Measurement`; a recipe that trains is judged over its seeds, and
             `case_id` is then the id without seed.
         now, then: the values compared, None where there is none.
-        delta: now - then in `unit`; for rules "speed" and "canary" the relative change now / then - 1.
+        delta: now - then in `unit`; for rules "speed" and "canary" the relative change now / then - 1 (for
+            "canary" beyond what the machine is slower).
         interval: of `delta`, at the policy's confidence.
         margin: how much worse is still no regression, >= 0, as `delta`.
         smallest_detectable: size of the smallest change for the worse that this test could have shown.
@@ -84,7 +85,14 @@ class Verdict:
         return SEVERITY.index(self.outcome)
 
 
-def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = None, *, drift: float = 0.0) -> Verdict:
+def judge(
+    now: Measurement,
+    then: BaselineLine | None,
+    policy: Policy | None = None,
+    *,
+    drift: float = 0.0,
+    machine: float = 0.0,
+) -> Verdict:
     """The verdict on one measurement, alone.
 
     Over a run, `gate.judge_run` adds Holm's correction, and holds a time REGRESSED only once it is confirmed.
@@ -92,8 +100,9 @@ def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = N
     Args:
         then: a line that `now` may be compared with: for times, one of the same environment. None: NEW.
         drift: log of the anchor's own time over that of the baseline, for speeds: how unlike the machine's state is.
+        machine: log of the yardstick's time over that of the baseline, for canaries: how much slower the machine is.
     Raises:
-        PruningBenchError: a measurement that is never judged (rule "shown").
+        PruningBenchError: a measurement that is never judged (rules "shown" and "machine").
     Example:
         >>> size = Measurement("case", "bytes", 1001, "B", "lower", "exact")
         >>> verdict = judge(size, BaselineLine("case", "bytes", 1000, "B", "lower", "exact"))
@@ -112,8 +121,8 @@ def judge(now: Measurement, then: BaselineLine | None, policy: Policy | None = N
     if why := comparable(now, then):
         return incomparable(verdict, why)
     try:
-        further = {"drift": drift} if now.rule == "speed" and drift else {}
-        return finished(_RULES[now.rule](verdict, now, then, policy, **further))
+        further = {"speed": (drift,), "canary": (machine,)}.get(now.rule, ())
+        return finished(_RULES[now.rule](verdict, now, then, policy, *further))
     except RecordError as problem:  # one damaged record must not cost the other verdicts, and must not pass either
         return finished(replace(verdict, outcome=Outcome.ERROR, note=str(problem)))
 
@@ -263,7 +272,7 @@ def too_few_pairs(now: Measurement, policy: Policy) -> str:
     return f"sampling ran out of time after {pairs} pairs, an interval needs {policy.min_pairs}"
 
 
-def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy, drift: float = 0.0) -> Verdict:
+def _speed(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy, drift: float) -> Verdict:
     """Log ratios to the anchor, one a process: beyond the margin with the bound, else within it, else unknown.
 
     A sample that was cut short says nothing unless it is slower by a factor: its error inside the process is not known.
@@ -329,13 +338,22 @@ def _in_words(drift: float, policy: Policy) -> str:
     return f"the dense model itself is {abs(math.expm1(drift)):.0%} {word} than at the baseline"
 
 
-def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy) -> Verdict:
-    """The anchor's own absolute time: a loose bound that a drift of the whole machine, or of dense itself, trips."""
-    change = now.value / then.value - 1
+def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy, machine: float) -> Verdict:
+    """The anchor's own absolute time: a loose bound that a slower dense model trips, and a slower machine does not.
+
+    change = now / (then * max(1, yardstick now / yardstick then)) - 1
+    """
+    slower = max(0.0, machine)
+    change = now.value / (then.value * math.exp(slower)) - 1
     worse = direction(now.better) * change
     beyond = worse > policy.canary
     outcome = Outcome.REGRESSED if beyond else Outcome.PASS
-    return replace(verdict, outcome=outcome, delta=change, margin=policy.canary, n=1, suspect=beyond)
+    note = (
+        f"beyond a machine that is itself {math.expm1(slower):.0%} slower"
+        if slower > math.log1p(policy.speed_floor)
+        else ""
+    )
+    return replace(verdict, outcome=outcome, delta=change, margin=policy.canary, n=1, note=note, suspect=beyond)
 
 
 _RULES: dict[str, Callable[..., Verdict]] = {

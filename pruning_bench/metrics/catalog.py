@@ -37,6 +37,7 @@ SUITE = (
     Metric("peak_memory", "B", "lower", "shown", 1, "growth of memory in use during one call"),
     Metric("latency", "s", "lower", "shown", 1, "lower decile of the time of one call"),
     Metric("anchor_latency", "s", "lower", "canary", 1, "lower decile of the time of one call of the dense model"),
+    Metric("yardstick", "s", "lower", "machine", 1, "lower decile of the time of fixed work, measured side by side"),
     Metric("relative_time", "1", "lower", "speed", 1, "time over that of the dense model, measured side by side"),
     Metric("strongest_ratio", "1", "lower", "shown", 1, "time over that of the strongest dense model on this machine"),
     Metric("twin", "1", "neither", "control", 1, "time of the dense model over its own: must not differ from 1"),

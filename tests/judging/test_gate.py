@@ -22,6 +22,7 @@ HERE = Environment({"cpu": "A", "torch": "2.14.1"})
 THERE = Environment({"cpu": "B", "torch": "2.14.1"})
 A, B, C = "m-d/dense/eager", "m-d/magnitude:0.9/eager", "m-d/static:w8a8/onnxruntime"
 DUE = ("top1", "bytes", "relative_time")
+TIMES, JUDGED_TIMES = ("relative_time", "anchor_latency", "yardstick"), ("relative_time", "anchor_latency")
 N = 2000
 
 
@@ -31,7 +32,7 @@ def vector(lost=0):
     return bits
 
 
-def measured(case, *, lost=0, size=10.0, slow=0.0, processes=1, anchor=1.0):
+def measured(case, *, lost=0, size=10.0, slow=0.0, processes=1, anchor=1.0, yardstick=1.0):
     bits = vector(lost)
     samples = tuple(math.log1p(slow) + 0.001 * (i - (processes - 1) / 2) for i in range(processes))
     return (
@@ -40,6 +41,7 @@ def measured(case, *, lost=0, size=10.0, slow=0.0, processes=1, anchor=1.0):
         Measurement(case, "loss", 0.3, "1", "lower", "shown"),
         Measurement(case, "twin", 1.0, "1", "neither", "control", detail={"holds": True}),
         Measurement(case, "anchor_latency", anchor, "s", "lower", "canary"),
+        Measurement(case, "yardstick", yardstick, "s", "lower", "machine"),
         Measurement(case, "relative_time", math.exp(sum(samples) / processes), "1", "lower", "speed", samples=samples),
     )
 
@@ -109,7 +111,7 @@ def check_another_machine(judge_run, confirm):
     """Times are INCOMPARABLE and fail nothing; portable metrics are judged all the same."""
     run = make_run(changed(A, size=11.0), environment=THERE)
     report = judge_run(run, BASELINE)
-    times = [(c, m, "INCOMPARABLE") for c in (A, B, C) for m in ("relative_time", "anchor_latency")]
+    times = [(c, m, "INCOMPARABLE") for c in (A, B, C) for m in JUDGED_TIMES]
     expect(report, 1, (A, "bytes", "REGRESSED"), *times)
     assert [v.fails for v in report.verdicts if v.outcome is Outcome.INCOMPARABLE] == [False] * 6, "a time fails"
     notes = {v.note for v in report.verdicts if v.outcome is Outcome.INCOMPARABLE}
@@ -144,13 +146,13 @@ def check_a_crash_hides_nothing(judge_run, confirm):
 
 
 def check_a_metric_nobody_measures_is_missing(judge_run, confirm):
-    gone = make_run(without(B, "relative_time", "anchor_latency"))
+    gone = make_run(without(B, *TIMES))
     states = [replace(c, whole=True, metrics=("top1", "bytes")) for c in gone.cases]
     gone = replace(gone, cases=tuple(states))
-    times = [(B, metric, "MISSING") for metric in ("relative_time", "anchor_latency")]
+    times = [(B, metric, "MISSING") for metric in TIMES]
     expect(judge_run(gone, BASELINE), 1, *times)
     expect(judge_run(replace(gone, environment=THERE), Baseline(BASELINE.portable)), 0, *(
-        (c, m, "NEW") for c in (A, C) for m in ("relative_time", "anchor_latency")
+        (c, m, "NEW") for c in (A, C) for m in JUDGED_TIMES
     ))  # fmt: skip
     expect(judge_run(replace(gone, profile="smoke"), BASELINE), 0)
     part = replace(gone, cases=tuple(replace(state, whole=False) for state in states))
@@ -216,6 +218,23 @@ def check_canary_is_confirmed(judge_run, confirm):
     expect(confirm(first, measured(B, anchor=1.5), BASELINE), 1, (B, "anchor_latency", "REGRESSED"), drifted)
     fresh = (*measured(B, anchor=1.1), *measured(B, anchor=1.9))
     expect(confirm(first, fresh, BASELINE), 0, drifted)
+
+
+def check_a_slower_machine_is_no_regression(judge_run, confirm):
+    """The yardstick of the same process counts, at first and in the fresh ones; without one nothing is excused."""
+    drifted = (B, "relative_time", "INCONCLUSIVE")
+    expect(judge_run(make_run(changed(B, anchor=1.6, yardstick=1.5)), BASELINE), 0, drifted)
+    first = judge_run(make_run(changed(B, anchor=1.6)), BASELINE)
+    expect(confirm(first, measured(B, anchor=1.6, yardstick=1.5), BASELINE), 0, drifted)
+    fresh = (*measured(B, anchor=1.6, yardstick=1.5), *measured(B, anchor=1.55))
+    expect(confirm(first, fresh, BASELINE), 1, (B, "anchor_latency", "REGRESSED"), drifted)
+    other = (C, "anchor_latency", "INCONCLUSIVE")
+    expect(
+        judge_run(make_run(changed(C, anchor=1.6, yardstick=1.0)), BASELINE),
+        0,
+        other,
+        (C, "relative_time", "INCONCLUSIVE"),
+    )
 
 
 def check_fresh_controls_count(judge_run, confirm):
@@ -298,7 +317,7 @@ def _canary_last(report, fresh, baseline):
     return confirm(report, [*last, *(m for m in fresh if m.rule != "canary")], baseline)
 
 
-REAL_MISSING, REAL_STATES = gate._missing, gate._of_states
+REAL_MISSING, REAL_STATES, REAL_STATE = gate._missing, gate._of_states, gate._state
 
 
 def _missing_but_deselected(run, baseline):
@@ -361,7 +380,11 @@ MUTANTS = {
         _patched("_confirmed", lambda v, *a: gate.finished(replace(v, outcome=Outcome.REGRESSED, suspect=False))),
         check_only_fresh_samples_confirm,
     ),
-    "the machine's state ignored": (_patched("_drifts", lambda *a: {}), check_the_machines_state_counts),
+    "the machine's state ignored": (_patched("_state", lambda *a: {}), check_the_machines_state_counts),
+    "the yardstick ignored": (
+        _patched("_state", lambda *a: {c: {"drift": s["drift"]} for c, s in REAL_STATE(*a).items()}),
+        check_a_slower_machine_is_no_regression,
+    ),
     "canary of the last process": (_confirm_wrapped(_canary_last), check_canary_is_confirmed),
     "fresh controls ignored": (
         _confirm_wrapped(lambda r, f, b: confirm(r, [m for m in f if m.rule != "control"], b)),

@@ -197,6 +197,18 @@ def check_canary(judge):
     expect(judge(replace(now, value=0.5), line), Outcome.PASS)
 
 
+def check_canary_on_a_slower_machine(judge):
+    """What the whole machine is slower is no fault of the dense model; a faster machine excuses nothing."""
+    now = Measurement("case", "anchor_latency", 1.6, "s", "lower", "canary")
+    line = line_of(replace(now, value=1.0))
+    verdict = judge(now, line, machine=math.log(1.5))
+    expect(verdict, Outcome.PASS, suspect=False, note="beyond a machine that is itself 50% slower")
+    assert math.isclose(verdict.delta, 1.6 / 1.5 - 1)
+    expect(judge(now, line, machine=math.log(1.2)), Outcome.REGRESSED, suspect=True)
+    expect(judge(now, line, machine=math.log(0.5)), Outcome.REGRESSED, suspect=True, note="")
+    expect(judge(replace(now, value=1.29), line, machine=math.log(0.5)), Outcome.PASS)
+
+
 def check_controls(judge):
     control = Measurement("case", "twin", 1.0, "1", "neither", "control", detail={"holds": False, "why": "+4 %"})
     expect(judge(control, None), Outcome.INVALID, note="+4 %", fails=True)
@@ -243,14 +255,14 @@ def _wrapped(change):
 def _rule(name, change):
     def mutant(patch):
         real = verdicts._RULES[name]
-        patch.setitem(verdicts._RULES, name, lambda v, now, then, policy: change(real, v, now, then, policy))
+        patch.setitem(verdicts._RULES, name, lambda *given: change(real, *given))
         return judge
 
     return mutant
 
 
-def _point_estimate(real, v, now, then, policy):
-    verdict = real(v, now, then, policy)
+def _point_estimate(real, v, now, then, policy, drift):
+    verdict = real(v, now, then, policy, drift)
     return replace(verdict, outcome=Outcome.REGRESSED) if verdict.suspect else verdict
 
 
@@ -266,7 +278,7 @@ MUTANTS = {
     "point estimate": (_rule("speed", _point_estimate), check_the_bound_counts),
     "direction ignored": (_patched("direction", lambda better: 1), check_speed_outcomes),
     "errors inside ignored": (
-        _rule("speed", lambda real, v, now, then, p: real(v, replace(now, errors=()), then, p)),
+        _rule("speed", lambda real, v, now, then, p, drift: real(v, replace(now, errors=()), then, p, drift)),
         check_within_errors_count,
     ),
     "a cut sample is judged": (_patched("too_few_pairs", lambda now, policy: ""), check_a_cut_sample_is_not_judged),
@@ -294,8 +306,8 @@ MUTANTS = {
     "fingerprint ignored": (_patched("comparable", lambda now, then: ""), check_fingerprint),
     "incomparable never fails": (_patched("PORTABLE", ()), check_fingerprint),
     "cut samples never count": (
-        _rule("speed", lambda real, v, now, then, p: replace(
-            real(v, now, then, p), **({"outcome": Outcome.INCONCLUSIVE} if now.detail else {}))),
+        _rule("speed", lambda real, v, now, then, p, drift: replace(
+            real(v, now, then, p, drift), **({"outcome": Outcome.INCONCLUSIVE} if now.detail else {}))),
         check_a_cut_sample_counts_when_it_is_slower_by_a_factor,
     ),
     "drift ignored": (
@@ -304,7 +316,15 @@ MUTANTS = {
     "drift excuses everything": (
         _wrapped(lambda now, then, drift: judge(now, then, drift=9 * drift)), check_drift_widens,
     ),
-    "canary dropped": (_rule("canary", lambda real, v, now, then, p: replace(v, outcome=Outcome.PASS)), check_canary),
+    "canary blind to the machine": (
+        _rule("canary", lambda real, v, now, then, p, machine: real(v, now, then, p, 0.0)),
+        check_canary_on_a_slower_machine,
+    ),
+    "canary held to a faster machine": (
+        _rule("canary", lambda real, v, now, then, p, machine: real(v, now, then, p, abs(machine))),
+        check_canary_on_a_slower_machine,
+    ),
+    "canary dropped": (_rule("canary", lambda real, v, *a: replace(v, outcome=Outcome.PASS)), check_canary),
     "a silent control holds": (
         _wrapped(lambda now, then: judge(replace(now, detail={"holds": True, **now.detail}), then)),
         check_controls,
