@@ -122,15 +122,23 @@ def compile_graph(
     """The module compiled for the shapes of `inputs` by as many threads as torch has now, and what it runs.
 
     Inductor's settings hold while it compiles; torch's gradient mode must be inference whenever it is called.
+
+    That the graph is compiled whole is seen from what inductor was given. Torch's own `fullgraph` looks at every call
+    again, by a counter that all threads of the process share, so that calls side by side now and then fail.
+
+    Raises:
+        RuntimeError: it is compiled in parts, or not at all.
     """
     from torch._inductor import config
 
     held = (*module.named_parameters(), *module.named_buffers())
     listing = _listing({tensor.data_ptr(): name for name, tensor in held})
-    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    compiled = torch.compile(module, dynamic=False)
     settings = {"freezing": True, "fx_graph_cache": False, "post_grad_custom_pre_pass": listing}
     with _COMPILING, _quiet(), config.patch(settings), torch.inference_mode():
         compiled(*inputs)
+    if listing.graphs != 1:
+        raise RuntimeError(f"compiled as {listing.graphs} graphs, should be one")
     return compiled, tuple(listing.kernels)
 
 
@@ -142,8 +150,10 @@ def _listing(names: Mapping[int, str]) -> Any:
 
         def __init__(self) -> None:
             self.kernels: list[Kernel] = []
+            self.graphs = 0
 
         def __call__(self, graph: fx.Graph) -> None:
+            self.graphs += 1
             self.kernels += list_kernels(graph, names)
 
         def uuid(self) -> None:

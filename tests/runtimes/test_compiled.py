@@ -221,3 +221,37 @@ def test_what_only_moves_values_is_not_listed() -> None:
     done = graph.call_function(torch.ops.aten.relu.default, (viewed,))
     done.meta["nn_module_stack"] = {"a": ("_quantized.head.relu", "ReLU")}
     assert inductor.list_kernels(graph, {}) == [Kernel("head", "aten.relu", "float32")]
+
+
+@needs_compiler
+def test_calls_side_by_side_do_not_disturb_each_other(
+    case: Case, dense: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that leave their call and enter the next reset the counter by which torch checks `fullgraph`."""
+    counted = torch._dynamo.eval_frame.set_fullgraph_compiled_frame_count
+
+    def disturbed(count: int) -> int:
+        if count == -1:
+            counted(-1)
+            counted(0)
+        return counted(count)
+
+    monkeypatch.setattr(torch._dynamo.eval_frame, "set_fullgraph_compiled_frame_count", disturbed)
+    assert off(dense.run(case.x), case.model(case.x).detach()) < SAME
+    mutant = torch.compile(torch.nn.Identity(), fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="found no compiled frames"):
+        mutant(case.x)
+
+
+@needs_compiler
+def test_a_model_compiled_in_parts_is_refused() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.relu()
+            torch._dynamo.graph_break()
+            return y.sin()
+
+    broken = torch.fx.GraphModule(Broken(), torch.fx.Graph())
+    broken.forward = Broken().forward  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="compiled as 2 graphs, should be one"):
+        inductor.compile_graph(broken, (torch.ones(2, 3),))
