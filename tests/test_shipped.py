@@ -19,7 +19,7 @@ discover()
 PAIRS = reference_pairs(DATASETS, SHIPPED)
 INTEGER = [name for name in RUNTIMES if not getattr(RUNTIMES[name], "simulates_quantized", False)]
 LEAST_ACCURACY = {"lenet5": 0.90, "vit_tiny": 0.90}  # the others 0.93
-LEAST_AGREEMENT = 0.999
+LEAST_AGREEMENT = {"vit_tiny": 0.995}  # the others 0.999: attention in between is float, and rounds its own way
 MOST_LOST = 0.003
 
 
@@ -51,7 +51,7 @@ def test_int8_is_what_its_simulation_says(model: str, dataset: str, runtime: str
     simulated, dense = bench().simulated_logits(case), bench().logits(case.dense)
     labels = bench().dataset(dataset).test.labels
     same = agreement(made, simulated)
-    assert same >= LEAST_AGREEMENT, f"{same:.2%} of the predictions agree with the simulation"
+    assert same >= LEAST_AGREEMENT.get(model, 0.999), f"{same:.2%} of the predictions agree with the simulation"
     off, dense_off = 1 - same, 1 - agreement(dense, simulated)
     assert off <= dense_off / 4, f"{off:.2%} of the predictions differ from the simulation, dense {dense_off:.2%}"
     assert not float_fallbacks(bench().session(case).kernels)

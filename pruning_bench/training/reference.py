@@ -166,14 +166,14 @@ def train_reference(
     return card
 
 
-def _start_from(model: nn.Module, path: Path, name: str, options: dict[str, Any]) -> dict[str, str]:
-    """Loads a checkpoint into the model; its digest and command, for the card of what is trained from it."""
+def _start_from(model: nn.Module, path: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Loads a checkpoint into the model; its digest, command and own start, for the card of what is trained from it."""
     card = read_card(path)
     if (card["model"], card["options"]) != (name, options):
         found, expected = f"{card['model']} with options {card['options']}", f"{name} with options {options}"
         raise CheckpointError("train", found, expected, str(path))
     model.load_state_dict(load_checkpoint(path).state_dict())
-    return {"sha256": card["sha256"], "command": str(card.get("command", ""))}
+    return {name: card[name] for name in ("sha256", "command", "init") if name in card}
 
 
 def _refuse_to_overwrite(path: Path, state: Path | None) -> None:

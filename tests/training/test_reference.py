@@ -301,6 +301,14 @@ def check_starts_from(train_from, folder) -> None:
     assert second.get("init") == expected, f"card {second.get('init')}, should name where it began, {expected}"
 
 
+def test_a_card_names_every_start(tmp_path):
+    train_reference("tiny", "invented", CONFIG, out_dir=tmp_path / "0", command="first")
+    for number in (1, 2):
+        init = tmp_path / str(number - 1) / "tiny-invented.safetensors"
+        card = train_reference("tiny", "invented", CONFIG, init=init, out_dir=tmp_path / str(number), command="more")
+    assert [card["init"]["command"], card["init"]["init"]["command"]] == ["more", "first"], f"card {card['init']}"
+
+
 def test_a_training_starts_from_a_checkpoint(tmp_path):
     check_starts_from(lambda init, out: train_reference("tiny", "invented", CONFIG, init=init, out_dir=out), tmp_path)
 
