@@ -5,8 +5,8 @@ A value gets a point when it is
 * the output of a convolution, a linear layer, an addition of two tensors or an average pool, or
 * anything else that one of these reads, such as the model's input.
 
-An addition that a normalization or a softmax reads, or that reads an embedding, stays in float: around it nothing runs
-on integers. So do embeddings themselves.
+An addition that a normalization or a softmax reads, or that reads an embedding or a parameter (a learned position),
+stays in float: around it nothing runs on integers. So do embeddings themselves.
 
 The point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
 flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear
@@ -87,7 +87,9 @@ def find_points(program: ExportedProgram) -> Points:
     """
     tensors, names = tensor_names(program), readable_names(program)
     layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, tensors))}
-    users = [node for node in program.graph.nodes if node in layers or _is_add(node) or operator(node) in POOLS]
+    users = [
+        node for node in program.graph.nodes if node in layers or _is_add(node, tensors) or operator(node) in POOLS
+    ]
     outputs = set(output_nodes(program))
     placed: dict[Node, str] = {}
     producers: dict[str, str] = {}
@@ -113,9 +115,9 @@ def find_points(program: ExportedProgram) -> Points:
 
 def summed(program: ExportedProgram, points: Points) -> set[str]:
     """Points of the layers that an addition alone reads, the first operand where both are such layers."""
-    found = set()
+    found, tensors = set(), tensor_names(program)
     for node in program.graph.nodes:
-        if _is_add(node):
+        if _is_add(node, tensors):
             alone = (value for value in node.args if value.name in points.layers and list(value.users) == [node])
             found |= {points.name_at(value.name) for value in [next(alone, None)] if value is not None}
     return {name for name in found if name is not None}
@@ -143,10 +145,10 @@ def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
     return tensors.get(node.args[1].name)
 
 
-def _is_add(node: Node) -> bool:
-    """Is it the plain addition of two float tensors, among operators that run on integers?"""
+def _is_add(node: Node, tensors: Mapping[str, str]) -> bool:
+    """Is it the plain addition of two computed float tensors, among operators that run on integers?"""
     plain = operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
-    return plain and not _among_floats(node)
+    return plain and not _among_floats(node) and not any(value.name in tensors for value in node.all_input_nodes)
 
 
 def _among_floats(node: Node) -> bool:

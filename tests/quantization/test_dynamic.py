@@ -163,3 +163,26 @@ def test_what_it_cannot_do_is_said(level: str, error: type[Exception]) -> None:
     model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten())
     with pytest.raises(error, match="dynamic: "):
         compress(model, f"dynamic:{level}", example_inputs=(torch.zeros(1, 2, 4),))
+
+
+class Positions(nn.Module):
+    """Adds a learned position to each token, as vision transformers do, and two computed values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(2)))
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x + self.position) + x)
+        return y
+
+
+def test_a_learned_position_is_added_in_float() -> None:
+    model, x = Positions().eval(), torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(3))
+    points = find_points(export(model, (x[:1],)))
+    assert [*points.values] == ["input", "add", "first.linear", "add_1"], f"{points.values}; position has a point"
+    made = compress(model, "static:w8a8", example_inputs=(x[:1],), calibration=[(x,)])
+    session = RUNTIMES["onnxruntime"].build(made, made.example_inputs)
+    with torch.no_grad():
+        assert float((session.run(x) - made.model(x)).abs().max()) < 1e-5
