@@ -1,13 +1,16 @@
 """Shared by all tests: one thread, since small tensors gain nothing from more and busy machines lose much by them."""
 
 import os
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import _pytest.pytester
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # how long an example takes is nobody's property
@@ -26,19 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def everything_imported() -> None:
-    """For runs of pytest inside this process, which forget the modules that they were first to import: torch's cannot
-    be imported twice."""
-    from pruning_bench import compress
-    from pruning_bench.discover import discover
-    from pruning_bench.errors import UnavailableError
-    from pruning_bench.registry import RUNTIMES
+def libraries_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of pytest inside this process forget what they were first to import: from the tests' folders alone, since
+    torch's modules cannot be imported twice."""
+    folder = tmp_path_factory.getbasetemp().resolve()
 
-    discover()
-    inputs = (torch.zeros(1, 1, 4, 4),)
-    for recipe in ("dense", "static:w8a8"):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
-        made = compress(model, recipe, example_inputs=inputs, calibration=[inputs])
-        for name in RUNTIMES:
-            with suppress(UnavailableError):
-                RUNTIMES[name].build(made, inputs)
+    def stays(name: str) -> bool:
+        file = getattr(sys.modules[name], "__file__", None)
+        return not (file and Path(file).resolve().is_relative_to(folder))
+
+    class Snapshot(_pytest.pytester.SysModulesSnapshot):
+        def __init__(self, preserve: Any = None) -> None:
+            super().__init__(preserve=stays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pytest.pytester, "SysModulesSnapshot", Snapshot)
+        yield

@@ -91,7 +91,7 @@ class Own:
 
 
 @pytest.fixture
-def own(pytester: pytest.Pytester, everything_imported: None) -> Own:
+def own(pytester: pytest.Pytester, libraries_stay: None) -> Own:
     return Own(pytester)
 
 

@@ -17,14 +17,15 @@ import pytest
 from torch import nn
 
 import pruning_bench
-from pruning_bench import cli, measuring, processes, suite, tasks, workbench
-from pruning_bench.cases import PROFILES, parse_id
+from pruning_bench import cli, measuring, processes, rivals, suite, tasks, workbench
+from pruning_bench.cases import PROFILES, Case, parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
 from pruning_bench.records import Environment, Measurement, read_run
 from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
+from pruning_bench.runtimes.contract import Session
 
 pytest_plugins = ["pytester"]
 HERE = Path(__file__).parent
@@ -117,8 +118,17 @@ def in_this_process(
     return [[m for c in case_ids for m in measure_latency(bench, parse_id(c), seed=seed + n)] for n in range(count)]
 
 
+build_rival = rivals._built
+
+
+def build_rival_of_one_clock(bench: Any, rival: Case) -> Session | None:
+    """Stands in for building rivals: those on a real clock would be exported only to be left out."""
+    return build_rival(bench, rival) if rival.runtime == "virtual" else None
+
+
 @pytest.fixture
-def toy(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, everything_imported: None) -> Toy:
+def toy(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, libraries_stay: None) -> Toy:
+    monkeypatch.setattr(rivals, "_built", build_rival_of_one_clock)
     monkeypatch.setattr(processes, "measure_afresh", in_this_process)
     monkeypatch.setattr(suite, "measure_afresh", in_this_process)
     return Toy(pytester, monkeypatch)
@@ -144,6 +154,7 @@ def accepted(toy: Toy, baselines: Path) -> Toy:
 
 
 def test_the_first_run_is_new_and_says_how_to_accept(toy: Toy) -> None:
+    toy.monkeypatch.setattr(rivals, "_built", build_rival)
     result = toy.run()
     assert result.ret == 0, result.stdout.str()
     assert toy.outcomes() == {"NEW", "PASS"}, toy.report()["counts"]  # the controls pass
@@ -625,7 +636,7 @@ def test_models_are_kept_between_runs_and_for_accept(toy: Toy) -> None:
 
 
 def test_fresh_processes_know_the_users_definitions(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, everything_imported: None
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, libraries_stay: None
 ) -> None:
     toy = Toy(pytester, monkeypatch)
     assert toy.run("-k", "latency").ret == 0
