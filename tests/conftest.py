@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, since small tensors gain nothing from more and busy machines lose much by them."""
 
+import functools
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import _pytest.pytester
 import pytest
 import torch
 from hypothesis import settings
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # how long an example takes is nobody's property
@@ -25,6 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["PRUNING_BENCH_CACHE"] = folder.name
     os.environ.pop("PRUNING_BENCH_CACHE_MIB", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """For every export torch reads the sources of all of onnxscript's operators anew; that takes longer than the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
+from pruning_bench.processes import measure_afresh
 from pruning_bench.records import Environment, Measurement, read_run
 from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
 from pruning_bench.runtimes.contract import Session
@@ -639,11 +640,20 @@ def test_fresh_processes_know_the_users_definitions(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, libraries_stay: None
 ) -> None:
     toy = Toy(pytester, monkeypatch)
+    started: list[int] = []
+
+    def one(bench: Any, case_ids: Any, count: int, **options: Any) -> list[list[Measurement]]:
+        """A fresh process that counts as all of them: on a made-up clock they measure the same."""
+        started.append(count)
+        return measure_afresh(bench, case_ids, 1, **options) * count
+
+    monkeypatch.setattr(processes, "measure_afresh", one)
     assert toy.run("-k", "latency").ret == 0
     assert toy.accept("--times", "--only", PLANTED) == 0
     (file,) = (toy.results / "baselines").glob("times-*.jsonl")
     line = next(json.loads(row) for row in file.read_text().splitlines() if '"speed"' in row)
     assert line["processes"] == 5, line
+    assert started == [5], f"{started} fresh processes asked for"
     assert line["value"] == pytest.approx(0.5, rel=0.02), line
 
 
