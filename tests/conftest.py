@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, since small tensors gain nothing from more and busy machines lose much by them."""
 
 import functools
+import gc
 import os
 import sys
 import tempfile
@@ -27,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["PRUNING_BENCH_CACHE"] = folder.name
     os.environ.pop("PRUNING_BENCH_CACHE_MIB", None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays anyway: the collector need not look through all of torch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
