@@ -11,6 +11,7 @@ of the method's fields, numbers in their shortest spelling.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -300,7 +301,7 @@ class _Parser:
 
     def value(self, name: str, cls: type, key: str, start: int) -> Any:
         word = self.take(_VALUE, "a value")
-        kind = typing.get_type_hints(cls)[key]
+        kind = _kinds(cls)[key]
         try:
             return _read(kind, word)
         except (KeyError, ValueError):
@@ -323,6 +324,12 @@ class _Parser:
         rest = re.match(r"[^,+()=:]*.?", self.text[at:])
         found = repr(rest.group() if rest and at == self.at else self.text[at : self.at])
         return RecipeError(WHO, "end of text" if at >= len(self.text) else found, expected, self.text, at)
+
+
+@functools.cache
+def _kinds(cls: type) -> dict[str, Any]:
+    """The types of a method's options."""
+    return typing.get_type_hints(cls)
 
 
 def _level(word: str, text: str, at: int) -> Level:

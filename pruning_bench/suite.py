@@ -260,10 +260,15 @@ class Suite:
         expected = {family for family in self._families if FAMILIES[family].covers(case)}
         return expected <= {family for family, _, _ in ended} and all(state == "ran" for _, state, _ in ended)
 
+    @property
+    def id(self) -> str:
+        """Names the run: when it began, and its profile."""
+        return f"{self.created:%Y%m%dT%H%M%S%f}-{self.profile.name}"
+
     def run(self, interrupted: bool = False) -> Run:
         """The record of this run so far."""
         return Run(
-            id=f"{self.created:%Y%m%dT%H%M%S%f}-{self.profile.name}",
+            id=self.id,
             created=self.created.isoformat(timespec="seconds"),
             profile=self.profile.name,
             environment=self.environment,
@@ -275,7 +280,7 @@ class Suite:
     @functools.cached_property
     def file(self) -> Path:
         """Where the run is recorded."""
-        return self.options.results / "runs" / f"{self.run().id}.jsonl"
+        return self.options.results / "runs" / f"{self.id}.jsonl"
 
     def write(self, interrupted: bool) -> bool:
         """Writes the records, before anything is judged; where the results folder takes none, among temporary files.

@@ -1,13 +1,18 @@
 """Shared by all tests: one thread, since small tensors gain nothing from more and busy machines lose much by them."""
 
+import functools
+import gc
 import os
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from typing import Any
 
+import _pytest.pytester
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # how long an example takes is nobody's property
@@ -25,20 +30,33 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PRUNING_BENCH_CACHE_MIB", None)
 
 
-@pytest.fixture(scope="session")
-def everything_imported() -> None:
-    """For runs of pytest inside this process, which forget the modules that they were first to import: torch's cannot
-    be imported twice."""
-    from pruning_bench import compress
-    from pruning_bench.discover import discover
-    from pruning_bench.errors import UnavailableError
-    from pruning_bench.registry import RUNTIMES
+def pytest_collection_finish() -> None:
+    """What was imported stays anyway: the collector need not look through all of torch again and again."""
+    gc.collect()
+    gc.freeze()
 
-    discover()
-    inputs = (torch.zeros(1, 1, 4, 4),)
-    for recipe in ("dense", "static:w8a8"):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
-        made = compress(model, recipe, example_inputs=inputs, calibration=[inputs])
-        for name in RUNTIMES:
-            with suppress(UnavailableError):
-                RUNTIMES[name].build(made, inputs)
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """For every export torch reads the sources of all of onnxscript's operators anew; nothing takes longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def libraries_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of pytest inside this process forget what they were first to import: from the tests' folders alone, since
+    torch's modules cannot be imported twice."""
+    folder = f"{tmp_path_factory.getbasetemp()}{os.sep}"
+
+    def stays(name: str) -> bool:
+        return not (getattr(sys.modules[name], "__file__", None) or "").startswith(folder)
+
+    class Snapshot(_pytest.pytester.SysModulesSnapshot):
+        def __init__(self, preserve: Any = None) -> None:
+            super().__init__(preserve=stays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pytest.pytester, "SysModulesSnapshot", Snapshot)
+        yield

@@ -91,7 +91,7 @@ class Own:
 
 
 @pytest.fixture
-def own(pytester: pytest.Pytester, everything_imported: None) -> Own:
+def own(pytester: pytest.Pytester, libraries_stay: None) -> Own:
     return Own(pytester)
 
 
@@ -116,7 +116,7 @@ def test_an_encoder_of_ids_is_measured_accepted_and_judged(own: Own, monkeypatch
     result.stdout.fnmatch_lines(["encoder on sentences", "*cosine_agreement*"])
     assert own.command("accept", "latest", "--portable", "--reason=first") == 0
     monkeypatch.setenv("SPOILED", "0.5")
-    result = own.run(*arguments)
+    result = own.run(*UNTIMED, "--pb-recipe=static:w8a8", "--pb-recipe=spoiled:0")
     assert result.ret == 1, result.stdout.str()
     spoiled = {f"encoder-sentences/spoiled:0/{r}" for r in ("eager", "onnxruntime")}
     for case, outcome in own.outcomes("cosine_agreement").items():

@@ -12,6 +12,7 @@ import pytest
 
 from pruning_bench import processes
 from pruning_bench.errors import PruningBenchError
+from pruning_bench.workbench import Workbench
 
 
 @pytest.fixture
@@ -112,3 +113,12 @@ def test_the_check_rejects_asking_the_module(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(processes, "_file_of", lambda definition: Path(inspect.getfile(definition)))
     with pytest.raises(AssertionError, match="another file"):
         check_files_of_modules_with_one_name(tmp_path, monkeypatch)
+
+
+def test_as_many_processes_as_asked_each_with_its_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutants: one process fewer; the same order of blocks in all of them."""
+    started = []
+    monkeypatch.setattr(processes, "_run", lambda request, folder, number: started.append((number, request["seed"])))
+    parts = processes.measure_afresh(Workbench(), [], 3, seed=40)
+    assert started == [(0, 40), (1, 41), (2, 42)], f"{started}: (number, seed) of each process"
+    assert len(parts) == 3, f"{len(parts)} lists of measurements, should be one a process"

@@ -17,14 +17,16 @@ import pytest
 from torch import nn
 
 import pruning_bench
-from pruning_bench import cli, measuring, processes, suite, tasks, workbench
-from pruning_bench.cases import PROFILES, parse_id
+from pruning_bench import cli, measuring, processes, rivals, suite, tasks, workbench
+from pruning_bench.cases import PROFILES, Case, parse_id
 from pruning_bench.discover import discover, import_files
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
+from pruning_bench.processes import measure_afresh
 from pruning_bench.records import Environment, Measurement, read_run
 from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
+from pruning_bench.runtimes.contract import Session
 
 pytest_plugins = ["pytester"]
 HERE = Path(__file__).parent
@@ -117,8 +119,17 @@ def in_this_process(
     return [[m for c in case_ids for m in measure_latency(bench, parse_id(c), seed=seed + n)] for n in range(count)]
 
 
+build_rival = rivals._built
+
+
+def build_rival_of_one_clock(bench: Any, rival: Case) -> Session | None:
+    """Stands in for building rivals: those on a real clock would be exported only to be left out."""
+    return build_rival(bench, rival) if rival.runtime == "virtual" else None
+
+
 @pytest.fixture
-def toy(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, everything_imported: None) -> Toy:
+def toy(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, libraries_stay: None) -> Toy:
+    monkeypatch.setattr(rivals, "_built", build_rival_of_one_clock)
     monkeypatch.setattr(processes, "measure_afresh", in_this_process)
     monkeypatch.setattr(suite, "measure_afresh", in_this_process)
     return Toy(pytester, monkeypatch)
@@ -144,6 +155,7 @@ def accepted(toy: Toy, baselines: Path) -> Toy:
 
 
 def test_the_first_run_is_new_and_says_how_to_accept(toy: Toy) -> None:
+    toy.monkeypatch.setattr(rivals, "_built", build_rival)
     result = toy.run()
     assert result.ret == 0, result.stdout.str()
     assert toy.outcomes() == {"NEW", "PASS"}, toy.report()["counts"]  # the controls pass
@@ -625,14 +637,23 @@ def test_models_are_kept_between_runs_and_for_accept(toy: Toy) -> None:
 
 
 def test_fresh_processes_know_the_users_definitions(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, everything_imported: None
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, libraries_stay: None
 ) -> None:
     toy = Toy(pytester, monkeypatch)
+    started: list[int] = []
+
+    def one(bench: Any, case_ids: Any, count: int, **options: Any) -> list[list[Measurement]]:
+        """A fresh process that counts as all of them: on a made-up clock they measure the same."""
+        started.append(count)
+        return measure_afresh(bench, case_ids, 1, **options) * count
+
+    monkeypatch.setattr(processes, "measure_afresh", one)
     assert toy.run("-k", "latency").ret == 0
     assert toy.accept("--times", "--only", PLANTED) == 0
     (file,) = (toy.results / "baselines").glob("times-*.jsonl")
     line = next(json.loads(row) for row in file.read_text().splitlines() if '"speed"' in row)
     assert line["processes"] == 5, line
+    assert started == [5], f"{started} fresh processes asked for"
     assert line["value"] == pytest.approx(0.5, rel=0.02), line
 
 

@@ -14,11 +14,12 @@ call. Resolution: one page. So the number is shown and never judged.
 from __future__ import annotations
 
 import ctypes
-import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from pruning_bench.metrics.latency import no_garbage_collection
 
 PROC = Path("/proc/self")
 SAMPLE_SECONDS = 0.001
@@ -47,14 +48,14 @@ def peak_memory(call: Callable[[], object], device: str = "cpu", proc: Path = PR
         device: "cpu" or "cuda".
         proc: the process' folder under /proc, for tests.
     """
-    gc.collect()
-    if device.startswith("cuda"):
-        return _cuda_peak(call, device)
-    _give_back_free_memory()
-    if _field(proc, "VmRSS") is None:
-        call()
-        return Peak(None, "", f"no resident memory in {proc}/status; only Linux tells it")
-    return _high_water(call, proc) if _reset_high_water(proc) else _sampled(call, proc)
+    with no_garbage_collection():  # what lies about stays for the while: neither given back nor used again by the call
+        if device.startswith("cuda"):
+            return _cuda_peak(call, device)
+        _give_back_free_memory()
+        if _field(proc, "VmRSS") is None:
+            call()
+            return Peak(None, "", f"no resident memory in {proc}/status; only Linux tells it")
+        return _high_water(call, proc) if _reset_high_water(proc) else _sampled(call, proc)
 
 
 def _high_water(call: Callable[[], object], proc: Path) -> Peak:

@@ -7,7 +7,6 @@ convolution does not reduce the image, nor does the third stage from the end, so
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import MobileNetV2  # type: ignore[import-untyped,unused-ignore]
 
 from pruning_bench.models.contract import reference_model
 
@@ -36,6 +35,8 @@ def mobilenet_v2(*, num_classes: int = 10, in_channels: int = 1, width: float = 
         >>> mobilenet_v2(width=0.25)(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 10])
     """
+    from torchvision.models import MobileNetV2  # type: ignore[import-untyped,unused-ignore]
+
     model = MobileNetV2(num_classes, width, [list(stage) for stage in STAGES], dropout=dropout)
     stem = model.features[0]
     stem[0] = nn.Conv2d(in_channels, stem[0].out_channels, 3, padding=1, bias=False)

@@ -6,7 +6,6 @@ Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv 2010.11929; 
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import VisionTransformer  # type: ignore[import-untyped,unused-ignore]
 
 from pruning_bench.models.contract import reference_model
 
@@ -26,6 +25,8 @@ def vit_tiny(*, num_classes: int = 10, in_channels: int = 1, dropout: float = 0.
         >>> vit_tiny()(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 10])
     """
+    from torchvision.models import VisionTransformer  # type: ignore[import-untyped,unused-ignore]
+
     model = VisionTransformer(
         IMAGE, PATCH, num_layers=6, num_heads=4, hidden_dim=96, mlp_dim=192, dropout=dropout, num_classes=num_classes
     )
