@@ -41,11 +41,15 @@ class Subject:
 
 
 def other_inputs(example_inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Standard normal inputs of the shapes and types of the given ones; integer inputs are passed as they are."""
-    return tuple(
-        torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
-        for value in example_inputs
-    )
+    """Standard normal inputs of the shapes and types of the given ones; of integers the given ones in another order."""
+
+    def other(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(value)
+        order = torch.randperm(value.numel(), generator=generator).to(value.device)
+        return value.flatten()[order].view(value.shape)
+
+    return tuple(other(value) for value in example_inputs)
 
 
 def levels() -> st.SearchStrategy[float]:
