@@ -3,8 +3,8 @@
 While a model runs in `following_sizes`, `x.shape` and `x.size()` give its code ints that remember where they come from,
 also through products and exact division by literals. A reshape or split that is asked for such sizes gets the
 operator `pruning_bench.follow` before it, whose arguments name the tensors and dimensions that each size came from.
-Anything else that the code computes from a size (`c ** -0.5`, `c > 4`, `x / c`) is a constant of the graph: the operator
-`pruning_bench.hold` says which dimensions must stay, so that the code computes the same after pruning.
+Anything else that the code computes from a size (`c ** -0.5`, `c > 4`, `x / c`) is a constant of the graph: there the
+operator `pruning_bench.hold` says which dimensions must stay, so that the code computes the same after pruning.
 """
 
 from __future__ import annotations
