@@ -197,7 +197,7 @@ def check_random_graphs(method: PruningMethod, graphs: int) -> None:
             plan = method.plan(subject.model, level, subject.context())
         except (LevelError, ModelError):
             if channels:
-                reject()  # type: ignore[no-untyped-call]
+                reject()
             raise
         check_covers_only_prunable(plan, subject)
         (check_counts if _plain(method) else check_budget)(method, subject, level)
