@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning_bench.conformance.plan_checks import (
@@ -22,12 +25,13 @@ from pruning_bench.conformance.plan_checks import (
     check_deepcopy,
     check_pruned_stay_zero,
     check_state_dict_loads,
+    check_twin,
     check_twins,
     kept_entries,
     outputs,
     require_same,
 )
-from pruning_bench.conformance.strategies import Subject, small_subjects, tied
+from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs, small_subjects, tied
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.metrics.cost import count_cost
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningMethod
@@ -168,6 +172,49 @@ def check_nothing_prunable(method: PruningMethod, subject: Subject) -> None:
     _raises(ModelError, "", method, nn.Sequential(nn.Flatten(), nn.ReLU()), 0.5, subject)
 
 
+def check_random_graphs(method: PruningMethod, graphs: int) -> None:
+    """On random networks the plan covers what it may, in the right counts, and channels go as their twin says.
+
+    Args:
+        graphs: how many; the same ones each time. Those where a level cannot be met or nothing can go are passed over.
+    """
+    scaled, channels = method.tags.needs_batch_norm, method.tags.structure == "channel"
+    quiet = settings(
+        max_examples=graphs,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate,),  # making a failing graph smaller takes minutes
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )
+
+    @quiet
+    @given(graph_specs(most_blocks=3), st.sampled_from((0.3, 0.5, 0.8)))
+    def holds(spec: GraphSpec, level: float) -> None:
+        subject = (replace(spec, norm=True) if scaled else spec).build()
+        try:
+            plan = method.plan(subject.model, level, subject.context())
+        except (LevelError, ModelError):
+            if channels:
+                reject()
+            raise
+        check_covers_only_prunable(plan, subject)
+        (check_counts if _plain(method) else check_budget)(method, subject, level)
+        if isinstance(plan, ChannelPlan):
+            try:
+                check_twin(subject.model.double(), plan, tuple(value.double() for value in subject.example_inputs))
+            except AssertionError as failure:
+                raise AssertionError(f"{method.name}:{level} on {subject.name}: {failure}") from failure
+
+    holds()
+
+
+def _plain(method: PruningMethod) -> bool:
+    """Whether its level is a share of the channels or weights themselves."""
+    return getattr(method, "budget", "channels") == "channels" and getattr(method, "round_to", 1) == 1
+
+
 def _raises(
     error: type[Exception], part: str, method: PruningMethod, model: nn.Module, level: float, subject: Subject
 ) -> None:
@@ -184,14 +231,17 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def checks_for_pruning(method: PruningMethod, subjects: Sequence[Subject] | None = None) -> list[tuple[str, Check]]:
+def checks_for_pruning(
+    method: PruningMethod, subjects: Sequence[Subject] | None = None, graphs: int = 0
+) -> list[tuple[str, Check]]:
     """The checks that the method's tags ask for, by name; each is called with the method.
 
     Args:
         subjects: models to check on; None takes `small_subjects()`, those with batch norms where the tags ask for them.
+        graphs: so many random networks besides.
     """
     models = list(subjects) if subjects is not None else small_subjects()[1 if method.tags.needs_batch_norm else 0 :]
-    plain = getattr(method, "budget", "channels") == "channels" and getattr(method, "round_to", 1) == 1
+    plain = _plain(method)
     checks: list[tuple[str, Check]] = [
         ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, 0.999)))
         if plain
@@ -217,6 +267,8 @@ def checks_for_pruning(method: PruningMethod, subjects: Sequence[Subject] | None
         ]
     else:
         checks.append(("twin", _on_plans(models, check_twins)))
+    if graphs:
+        checks.append(("random_graphs", partial(check_random_graphs, graphs=graphs)))
     return checks
 
 

@@ -254,7 +254,7 @@ def checks_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check
         *([check_plan_casts] if method.tags.casts else [check_layers_covered, check_plan_affines]),
         check_simulation_close,
     ]
-    return [(check.__name__, check) for check in checks]
+    return [(check.__name__.removeprefix("check_"), check) for check in checks]
 
 
 def differences(first: QuantPlan, second: QuantPlan) -> list[str]:

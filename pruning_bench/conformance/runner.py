@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -14,13 +14,21 @@ from pruning_bench.errors import PluginError
 from pruning_bench.pruning.contract import PruningTags
 from pruning_bench.quantization.contract import QuantizationTags
 
+WHO = "check_method"
 
-def checks_for(method: Any, subjects: Sequence[Subject] | None = None) -> list[tuple[str, Callable[[Any], None]]]:
+
+def checks_for(
+    method: Any, subjects: Sequence[Subject] | None = None, graphs: int = 0
+) -> list[tuple[str, Callable[[Any], None]]]:
     """The checks of a method by name, each called with the method; chosen by its tags.
 
+    A check that fails raises `AssertionError` with the method, the check and the counterexample; so does one that meets
+    an exception which the contract does not allow.
+
     Args:
-        method: an instance of a pruning or quantization method.
+        method: a pruning or quantization method, or its class, taken with its default options.
         subjects: models for the pruning checks; None takes the small ones that come with them.
+        graphs: random networks for one more check of pruning methods, `random_graphs`; a second or more for each.
     Raises:
         PluginError: no such method, or an expected failure that names no check.
     Example:
@@ -28,39 +36,94 @@ def checks_for(method: Any, subjects: Sequence[Subject] | None = None) -> list[t
         >>> names = dict(checks_for(Magnitude()))
         >>> names["bad_levels"](Magnitude())
     """
+    method = _instance(method)
     if isinstance(method.tags, PruningTags):
-        checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects)
-    elif isinstance(method.tags, QuantizationTags):
+        checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects, graphs)
+    else:
         from pruning_bench.conformance.quantization_checks import checks_for_quantization  # heavy, not always wanted
 
         checks = checks_for_quantization(method)
-    else:
-        raise PluginError(method.name, f"tags of type {type(method.tags).__name__}", "a pruning or quantization method")
-    unknown = set(method.tags.expected_failures) - {name for name, _ in checks}
-    if unknown:
-        raise PluginError(method.name, f"expected failures {sorted(unknown)}", f"among {[name for name, _ in checks]}")
-    return checks
+    known = {name for name, _ in checks} | {"random_graphs"}
+    if unknown := sorted(set(method.tags.expected_failures) - known):
+        raise PluginError(label(method), f"expected failures {unknown}", f"among {sorted(known)}")
+    return [(name, _named(name, check)) for name, check in checks]
 
 
-def check_method(method: Any, subjects: Sequence[Subject] | None = None) -> None:
-    """Runs all checks of a method; raises `AssertionError` at the first that fails.
+def _instance(method: Any) -> Any:
+    """The method of a class; raises `PluginError` for what is neither a pruning nor a quantization method."""
+    made = method() if isinstance(method, type) and is_dataclass(method) else method
+    tags, name = getattr(made, "tags", None), getattr(made, "name", None) or repr(method)
+    if not isinstance(tags, (PruningTags, QuantizationTags)):
+        raise PluginError(WHO, f"tags of type {type(tags).__name__}", "a pruning or quantization method", str(name))
+    if not is_dataclass(made) or not callable(getattr(made, "plan", None)):
+        raise PluginError(WHO, f"a {type(made).__name__}", "a frozen dataclass with a method plan", str(name))
+    return made
 
-    Expected failures of its tags are strict: one that passes is an error too.
-    """
-    for name, check in checks_for(method, subjects):
-        reason = method.tags.expected_failures.get(name)
+
+def _named(name: str, check: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(method: Any) -> None:
         try:
             check(method)
         except AssertionError as failure:
+            raise AssertionError(f"{label(method)} fails {name}: {failure}") from failure
+        except Exception as error:
+            found = f"raises {type(error).__name__}: {error}"
+            raise AssertionError(f"{label(method)} fails {name}: {found}") from error
+
+    return run
+
+
+def check_method(method: Any, subjects: Sequence[Subject] | None = None, graphs: int = 0) -> None:
+    """Runs all checks of a method, as `checks_for` lists them; returns nothing when all hold.
+
+    Expected failures of its tags are strict: one that passes is an error too.
+
+    Raises:
+        AssertionError: the first check that fails, with the method, the check and the counterexample.
+        PluginError: no such method.
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import ClassVar
+        >>> from pruning_bench import check_method
+        >>> from pruning_bench.pruning.contract import MaskPlan, PruningTags
+        >>> from pruning_bench.pruning.masks import keep_largest, prunable
+        >>> @dataclass(frozen=True)
+        ... class EveryLayer:
+        ...     '''Keeps the largest weights of each layer, one too few.'''
+        ...     name: ClassVar[str] = "every_layer"
+        ...     tags: ClassVar[PruningTags] = PruningTags(structure="element")
+        ...
+        ...     def plan(self, model, level, context):
+        ...         weights = prunable(model, context.example_inputs)
+        ...         masks = {name: keep_largest(weight.abs(), level) for name, weight in weights.items()}
+        ...         for mask in masks.values():
+        ...             mask.view(-1)[mask.view(-1).nonzero()[:1]] = False
+        ...         return MaskPlan(masks)
+        >>> try:
+        ...     check_method(EveryLayer)
+        ... except AssertionError as failure:
+        ...     print(str(failure)[:47])
+        every_layer fails counts: every_layer:0.29 on r
+    """
+    method = _instance(method)
+    for name, check in checks_for(method, subjects, graphs):
+        reason = method.tags.expected_failures.get(name)
+        try:
+            check(method)
+        except AssertionError:
             if reason is None:
-                raise AssertionError(f"{label(method)} fails {name}: {failure}") from failure
+                raise
         else:
             assert reason is None, f"{label(method)} passes {name}, although its tags expect a failure: {reason}"
 
 
-def parametrize_with_checks(methods: Iterable[Any]) -> pytest.MarkDecorator:
+def parametrize_with_checks(methods: Iterable[Any], graphs: int = 0) -> pytest.MarkDecorator:
     """Decorates a test of `(method, check)`, one case for each method and check; the test calls `check(method)`.
 
+    Expected failures of a method's tags become strict xfails with their reasons.
+
+    Args:
+        methods, graphs: as for `checks_for`.
     Example:
         >>> from pruning_bench.pruning.methods.magnitude import Magnitude
         >>> @parametrize_with_checks([Magnitude()])
@@ -68,8 +131,8 @@ def parametrize_with_checks(methods: Iterable[Any]) -> pytest.MarkDecorator:
         ...     check(method)
     """
     cases = []
-    for method in methods:
-        for name, check in checks_for(method):
+    for method in map(_instance, methods):
+        for name, check in checks_for(method, graphs=graphs):
             reason = method.tags.expected_failures.get(name)
             marks = [] if reason is None else [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)]
             cases.append(pytest.param(method, check, id=f"{label(method)}/{name}", marks=marks))

@@ -41,11 +41,15 @@ class Subject:
 
 
 def other_inputs(example_inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Standard normal inputs of the shapes and types of the given ones; integer inputs are passed as they are."""
-    return tuple(
-        torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
-        for value in example_inputs
-    )
+    """Standard normal inputs of the shapes and types of the given ones; of integers the given ones in another order."""
+
+    def other(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(value)
+        order = torch.randperm(value.numel(), generator=generator).to(value.device)
+        return value.flatten()[order].view(value.shape)
+
+    return tuple(other(value) for value in example_inputs)
 
 
 def levels() -> st.SearchStrategy[float]:
@@ -64,7 +68,7 @@ def score_tensors(draw: st.DrawFn, most: int = 40) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).reshape(shape)
 
 
-BLOCKS = ("conv", "residual", "projected", "depthwise", "pool", "concat", "gate")
+BLOCKS = ("conv", "residual", "projected", "depthwise", "pool", "concat", "gate", "grouped", "attention")
 HEADS = ("flatten", "average", "hidden")
 
 
@@ -96,7 +100,7 @@ class GraphSpec:
 
 
 def graph_specs(most_blocks: int = 4) -> st.SearchStrategy[GraphSpec]:
-    """Specifications of networks with residual adds, batch norm, pooling, concatenation, gates and flatten."""
+    """Specifications of networks with residual adds, batch norm, pooling, concatenation, groups and attention."""
     blocks = st.lists(st.tuples(st.sampled_from(BLOCKS), st.integers(2, 6)), min_size=1, max_size=most_blocks)
     return st.builds(
         GraphSpec,
@@ -140,12 +144,13 @@ class Block(nn.Module):
     def __init__(self, spec: GraphSpec, kind: str, width: int, wish: int, *, shrinks: bool) -> None:
         super().__init__()
         self.kind, self.shrinks = kind, shrinks
-        keeps = kind in ("residual", "depthwise", "pool", "gate")
-        self.width = width if keeps else wish + width if kind == "concat" else wish
-        groups = width if kind == "depthwise" else 1
-        self.first = _unit(spec, width, width if keeps else wish, groups)
-        inner = wish if kind == "concat" else self.width
-        self.second = nn.Identity() if kind == "gate" else _unit(spec, inner, inner)
+        keeps = kind in ("residual", "depthwise", "pool", "gate", "attention")
+        made = width if keeps else 2 * wish if kind == "grouped" else wish
+        self.width = made + width if kind == "concat" else made
+        self.first = _unit(spec, width, made, width if kind == "depthwise" else 1)
+        second = _unit(spec, made, made, 2 if kind == "grouped" else 1)
+        self.second = nn.Identity() if kind in ("gate", "attention") else second
+        self.mix = Attention(width, wish) if kind == "attention" else nn.Identity()
         self.shortcut = _unit(spec, width, wish, kernel=1) if kind == "projected" else nn.Identity()
         self.gate = nn.Conv2d(width, width, 1) if kind == "gate" else nn.Identity()
 
@@ -158,8 +163,26 @@ class Block(nn.Module):
             return torch.cat([features, self.second(made)], dim=1)
         if self.kind == "gate":
             return made * torch.sigmoid(self.gate(features.mean((2, 3), keepdim=True)))
+        if self.kind == "attention":
+            mixed: Tensor = self.mix(made.flatten(2).transpose(1, 2))
+            return made + mixed.transpose(1, 2).reshape(made.shape)
         made = self.second(made)
         return nn.functional.max_pool2d(made, 2) if self.shrinks else made
+
+
+class Attention(nn.Module):
+    """Attention between places, in one head whose values have `inner` channels."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, size) for size in (4, 4, inner))
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, places, width] -> the same."""
+        mixed = nn.functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        out: Tensor = self.out(mixed)
+        return out
 
 
 def _unit(spec: GraphSpec, read: int, made: int, groups: int = 1, kernel: int = 3) -> nn.Sequential:

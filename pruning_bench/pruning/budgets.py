@@ -60,7 +60,7 @@ def price_of(model: nn.Module, example_inputs: tuple[Tensor, ...], budget: Liter
     layers = {layer.name: layer.macs for layer in count_cost(model, example_inputs).layers}
     fixed = sum(macs for name, macs in layers.items() if name not in shapes)
     used = {name: shapes[name] for name in layers if name in shapes}
-    return Price(used, {name: layers[name] // math.prod(shape) for name, shape in used.items()}, fixed)
+    return Price(used, {name: layers[name] // max(math.prod(shape), 1) for name, shape in used.items()}, fixed)
 
 
 def removal_order(scores: Mapping[str, Tensor], scope: Literal["layer", "global"]) -> NDArray[np.int64]:

@@ -98,5 +98,5 @@ def unit_squares(model: nn.Module, couplings: Couplings) -> tuple[dict[str, Tens
             others = [other for other in range(weight.dim()) if other != dim]
             values = weight.detach().double().square()
             squares[name, dim] = values.sum(others) if others else values
-            counts[name, dim] = torch.full((size,), float(weight.numel() // size))
+            counts[name, dim] = torch.full((size,), float(weight.numel() // max(size, 1)))
     return unit_sums(couplings, squares), unit_sums(couplings, counts)

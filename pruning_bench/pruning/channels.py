@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -70,11 +71,17 @@ def plan_channels(
         for name, _ in producers:
             require_finite(name, model.get_parameter(name).detach())
     scores = score(couplings)
+    rounded: dict[str, str] = {}
     for name, values in scores.items():
         require_finite(name, values, "scores")
     if method.budget == "channels":
         keep = keep_channels(scores, sparsity, method.scope)
         counts = {name: round_up(int(mask.sum()), len(mask), method.round_to) for name, mask in keep.items()}
+        rounded = {
+            name: f"rounded up to a multiple of {method.round_to}, all {len(mask)} stay"
+            for name, mask in keep.items()
+            if int(mask.sum()) < counts[name] == len(mask)
+        }
     else:
         price = price_of(model, context.example_inputs, method.budget)
 
@@ -83,7 +90,7 @@ def plan_channels(
 
         counts = fit_budget(method.name, sparsity, method.budget, scores, method.scope, method.round_to, cost)
     plan = couplings.plan(_best(scores, counts))
-    return replace(plan, untouched={**plan.untouched, **_saved(method, sparsity, scores)})
+    return replace(plan, untouched={**plan.untouched, **_saved(method, sparsity, scores), **rounded})
 
 
 def _best(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -145,10 +152,10 @@ def keep_channels(
 
 def _last_to_go(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scores with the largest of each coupling above all others, so that global counts are exact while they can be."""
-    top = max(float(values.max()) for values in scores.values())
-    raised = {name: values.clone() for name, values in scores.items()}
-    for values in raised.values():
-        values[_largest(values)] = top + 1
+    raised = {name: values.detach().cpu().double() for name, values in scores.items()}
+    above = math.nextafter(max(float(values.max()) for values in raised.values()), math.inf)
+    for name, values in raised.items():
+        raised[name] = values.index_fill(0, torch.tensor(_largest(values)), above)
     return raised
 
 

@@ -173,7 +173,7 @@ RECTIFIERS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardsw
 SQUASHERS = "hardsigmoid sigmoid tanh softplus log_sigmoid"
 ARITHMETIC = "exp log neg abs sqrt rsqrt square sin cos clamp clamp_min clamp_max pow add sub mul div maximum minimum"
 COMPARISONS = "eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
-UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias to _to_copy type_as bernoulli"
+UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias _to_copy bernoulli"
 MADE = "zeros_like ones_like empty_like rand_like randn_like full_like zero_ fill copy"
 ELEMENTWISE = [
     f"aten.{name}" for name in " ".join((RECTIFIERS, SQUASHERS, ARITHMETIC, COMPARISONS, UNCHANGED, MADE)).split()
@@ -192,6 +192,12 @@ def elementwise(walk: Walk, node: Node) -> list[Dimension]:
             known = dims[-back]
             dims[-back] = dimension if isinstance(known, str) and known == SINGLE else walk.join(known, dimension)
     return dims
+
+
+@rule("aten.to", "aten.type_as")
+def conversion(walk: Walk, node: Node) -> list[Dimension]:
+    """Another type, which may be that of a second tensor, whose dimensions have no part in it."""
+    return walk.dims(node.all_input_nodes[0])
 
 
 def _windows(spatial: int) -> Rule:

@@ -150,6 +150,8 @@ class Walk:
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._canonical = _canonical_names(model)
+        stored = model.state_dict(keep_vars=True).keys()
+        self._unstored = {name for name, _ in model.named_buffers() if name not in stored}
         self._parameters = dict.fromkeys(self._canonical[name] for name, _ in model.named_parameters())
         self._names: dict[str, str] = {}
         self._count = 0
@@ -267,6 +269,8 @@ class Walk:
         tensor = self._tensor(node)
         if node.users:
             self._reached.add(tensor)
+        if tensor in self._unstored:
+            return ["a buffer that no state_dict holds: a smaller one could not be loaded"] * len(shape)
         for dim, size in enumerate(shape):
             if size > 1 and (tensor, dim) not in self._tensors:
                 self._tensors[tensor, dim] = self.fresh(size)

@@ -64,7 +64,8 @@ class _Watch(TorchDispatchMode):
             rows, factor = (args[at] for at in _PRODUCTS[func])
             if found := self.weights.get(_storage(factor)):
                 name, weight = found
-                if factor.numel() != weight.numel() or factor.shape[0] != weight.shape[1]:
+                whole = weight.t()
+                if (factor.shape, factor.stride()) != (whole.shape, whole.stride()):  # transposed if it is square
                     raise ModelError(self.who, "a weight of which parts are multiplied", "one used as a whole", name)
                 self._show(name, rows[None])
         elif func is _ATEN.convolution.default and (found := self.weights.get(_storage(args[1]))):

@@ -99,6 +99,22 @@ def follow(walk: Walk, node: Node) -> list[Dimension]:
     return walk.dims(walk.argument(node, "x"))
 
 
+@rule("pruning_bench.hold")
+def hold(walk: Walk, node: Node) -> list[Dimension]:
+    """Dimensions whose size the code computes with keep it; two that are only compared go together, or keep theirs."""
+    held = [
+        walk.dims(tensor)[dim] if walk.dims(tensor) else SINGLE
+        for tensor, dim in zip(walk.argument(node, "tensors"), walk.argument(node, "dims"), strict=True)
+    ]
+    one, other = held[0], held[-1]
+    if len(held) == 2 and not isinstance(one, str) and not isinstance(other, str):
+        walk.require(one, other, len(one), place(node))
+    else:
+        for dimension in held:
+            walk.pin(dimension, f"the code computes with its size [{place(node)}]")
+    return [SINGLE]
+
+
 def _reshaped(walk: Walk, node: Node, asked: Sequence[Any]) -> list[Dimension]:
     """Equal sizes at both ends pass; in between, pieces of equal products are merged or split."""
     source = node.all_input_nodes[0]

@@ -92,7 +92,7 @@ def expand(shrunk: nn.Module, dense: nn.Module, plans: Sequence[object]) -> nn.M
     masks = current_masks(plans)
     small = _tensors(shrunk)
     with torch.no_grad():
-        for name, tensor in _tensors(twin).items():
+        for name, tensor in first_named(twin).items():
             values = small[name].detach() if name in small else None
             index = kept.get(name, {})
             expected = tuple(len(index[dim]) if dim in index else size for dim, size in enumerate(tensor.shape))
@@ -194,6 +194,11 @@ def check_fits(model: nn.Module, plan: ChannelPlan) -> None:
         expected = tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensors[name].shape))
         if tuple(values.shape) != expected:
             raise PlanError(WHO, f"writes of shape {tuple(values.shape)}", f"{expected}, the kept shape", name)
+
+
+def first_named(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each under the first of its names alone: the one that plans call it by."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

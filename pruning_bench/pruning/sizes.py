@@ -3,7 +3,8 @@
 While a model runs in `following_sizes`, `x.shape` and `x.size()` give its code ints that remember where they come from,
 also through products and exact division by literals. A reshape or split that is asked for such sizes gets the
 operator `pruning_bench.follow` before it, whose arguments name the tensors and dimensions that each size came from.
-Anything else that the code does to a size (`int(c)`, sums) makes it a literal: its channels stay, which is safe.
+Anything else that the code computes from a size (`c ** -0.5`, `c > 4`, `x / c`) is a constant of the graph: there the
+operator `pruning_bench.hold` says which dimensions must stay, so that the code computes the same after pruning.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, fx, library, nn
 from torch.overrides import TorchFunctionMode
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # torchvision lies beside it
 _FOLLOWING = {"view": 1, "reshape": 1, "split": 1, "unflatten": 2}  # operator -> the first argument that is a size
+_ASKING = ("size", "numel", "nelement", "__len__")
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
@@ -36,6 +38,20 @@ def _follow_fake(x: Tensor, sources: list[Tensor], dims: list[int], places: list
     return x.clone()
 
 
+@library.custom_op("pruning_bench::hold", mutates_args=())
+def hold(tensors: list[Tensor], dims: list[int]) -> Tensor:
+    """Says that the code computes with the size of dimension `dims[i]` of `tensors[i]`; of two, whether they differ."""
+    return torch.empty(0)
+
+
+@hold.register_fake
+def _hold_fake(tensors: list[Tensor], dims: list[int]) -> Tensor:
+    return torch.empty(0)
+
+
+fx.node.has_side_effect(torch.ops.pruning_bench.hold.default)  # nobody uses what it gives, and it stays in the graph
+
+
 class Size(int):
     """A size that remembers the dimensions of tensors that it is a constant multiple of."""
 
@@ -47,11 +63,18 @@ class Size(int):
         made.sources = sources
         return made
 
+    def held(self) -> int:
+        """The plain int; from here on nobody follows it, so that its dimensions stay."""
+        for tensor, dim in self.sources:
+            torch.ops.pruning_bench.hold([tensor], [dim])
+        return _plain(self)
+
     def __mul__(self, other: Any) -> Any:
         """A product with an int has the sources of both."""
-        value = int(self) * other
+        if not isinstance(other, int):
+            return self.held() * other
         more = other.sources if isinstance(other, Size) else ()
-        return Size(int(value), (*self.sources, *more)) if isinstance(other, int) else value
+        return Size(_plain(self) * _plain(other), (*self.sources, *more))
 
     def __rmul__(self, other: Any) -> Any:
         """As `__mul__`."""
@@ -59,29 +82,62 @@ class Size(int):
 
     def __floordiv__(self, other: Any) -> Any:
         """A quotient by a literal, where it is exact, has the same sources."""
-        value = int(self) // other
-        exact = type(other) is int and value * other == int(self)
-        return Size(value, self.sources) if exact else value
+        if type(other) is int and other and _plain(self) % other == 0:
+            return Size(_plain(self) // other, self.sources)
+        return self.held() // (other.held() if isinstance(other, Size) else other)
+
+    def __int__(self) -> int:
+        """A number like any other."""
+        return self.held()
+
+    def __float__(self) -> float:
+        """A number like any other."""
+        return float(self.held())
+
+    def __neg__(self) -> int:
+        """A number like any other."""
+        return -self.held()
+
+    def __eq__(self, other: object) -> Any:
+        """Two sizes of dimensions that go together stay equal, or different."""
+        if isinstance(other, Size) and len(self.sources) == len(other.sources) == 1:
+            tensors, dims = zip(*self.sources, *other.sources, strict=True)
+            torch.ops.pruning_bench.hold(list(tensors), list(dims))
+            return _plain(self) == _plain(other)
+        return self.held() == (other.held() if isinstance(other, Size) else other)
+
+    def __ne__(self, other: object) -> Any:
+        """As `__eq__`."""
+        return not self == other
+
+    __hash__ = int.__hash__
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Copies are plain ints."""
-        return int, (int(self),)
+        return int, (_plain(self),)
 
 
-def _plain(operation: Callable[[Any, Any], Any], reflected: bool) -> Callable[[Size, Any], Any]:
-    """The operation on a plain int: torch's symbolic sizes take no other."""
-    if reflected:
-        return lambda size, other: operation(other, int(size))
-    return lambda size, other: operation(int(size), other)
+def _plain(size: int) -> int:
+    """The same number, without sources."""
+    return int.__add__(size, 0) if isinstance(size, Size) else size
+
+
+def _computed(operation: Callable[[Any, Any], Any], reflected: bool) -> Callable[[Size, Any], Any]:
+    """The operation on plain ints, which holds the dimensions: torch's symbolic sizes take no other."""
+
+    def compute(size: Size, other: Any) -> Any:
+        value = other.held() if isinstance(other, Size) else other
+        return operation(value, size.held()) if reflected else operation(size.held(), value)
+
+    return compute
 
 
 for _name in ("add", "sub", "mod", "truediv", "pow"):
-    setattr(Size, f"__{_name}__", _plain(getattr(operator, _name), False))
-    setattr(Size, f"__r{_name}__", _plain(getattr(operator, _name), True))
-Size.__rfloordiv__ = _plain(operator.floordiv, True)  # type: ignore[method-assign,assignment]
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Size, f"__{_name}__", _plain(getattr(operator, _name), False))
-Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+    setattr(Size, f"__{_name}__", _computed(getattr(operator, _name), False))
+    setattr(Size, f"__r{_name}__", _computed(getattr(operator, _name), True))
+Size.__rfloordiv__ = _computed(operator.floordiv, True)  # type: ignore[method-assign,assignment]
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _computed(getattr(operator, _name), False))
 
 
 @contextmanager
@@ -105,22 +161,27 @@ class _Following(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Sizes for shapes, a mark before what is asked for sizes; everything else as it is."""
+        """Sizes for shapes, a mark before what is asked for sizes; other uses of a size hold its dimension."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _FOLLOWING and name not in ("__get__", "size"):
-            return func(*args, **kwargs)
-        if _called_by_torch():
-            return func(*args, **kwargs)
-        if name in _FOLLOWING:
+        if name in _FOLLOWING and not _sizes_in(kwargs) and not _called_by_torch():
             return func(_marked(args[0], args[_FOLLOWING[name] :]), *_without_sources(args[1:]), **kwargs)
+        for size in _sizes_in((args, kwargs)):
+            size.held()
+        args, kwargs = _without_sources(args), _without_sources(kwargs)
         made = func(*args, **kwargs)
-        if name == "size" and type(made) is int and len(args) == 2:
-            return Size(made, ((args[0], args[1]),))
-        if (name == "size" and len(args) == 1 and not kwargs) or func == _SHAPE:
-            sizes = [Size(v, ((args[0], dim),)) if type(v) is int else v for dim, v in enumerate(made)]
-            return torch.Size(sizes) if all(isinstance(size, int) for size in sizes) else tuple(sizes)
-        return made
+        if (name not in _ASKING and func != _SHAPE) or _called_by_torch():
+            return made
+        tensor, ndim = args[0], args[0].dim()
+        if name in ("numel", "nelement", "__len__"):
+            for dim in range(ndim if name != "__len__" else 1):
+                torch.ops.pruning_bench.hold([tensor], [dim])
+            return made
+        asked = args[1] if len(args) > 1 else kwargs.get("dim")
+        if asked is not None:
+            return Size(made, ((tensor, asked % ndim),)) if type(made) is int else made
+        sizes = [Size(v, ((tensor, dim),)) if type(v) is int else v for dim, v in enumerate(made)]
+        return torch.Size(sizes) if all(isinstance(size, int) for size in sizes) else tuple(sizes)
 
 
 def _called_by_torch() -> bool:
@@ -133,9 +194,23 @@ def _called_by_torch() -> bool:
 
 def _without_sources(arguments: Any) -> Any:
     """Arguments with plain ints."""
-    if isinstance(arguments, (tuple, list)):
-        return [_without_sources(argument) for argument in arguments]
-    return int(arguments) if isinstance(arguments, Size) else arguments
+    if isinstance(arguments, dict):
+        return {name: _without_sources(argument) for name, argument in arguments.items()}
+    if type(arguments) in (tuple, list, torch.Size):
+        changed = [_without_sources(argument) for argument in arguments]
+        return changed if isinstance(arguments, list) else tuple(changed)
+    return _plain(arguments) if isinstance(arguments, Size) else arguments
+
+
+def _sizes_in(arguments: Any) -> list[Size]:
+    """All sizes among arguments."""
+    if isinstance(arguments, Size):
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = tuple(arguments.values())
+    if type(arguments) in (tuple, list, torch.Size):
+        return [size for argument in arguments for size in _sizes_in(argument)]
+    return []
 
 
 def _marked(x: Any, asked: tuple[Any, ...]) -> Any:

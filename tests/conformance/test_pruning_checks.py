@@ -4,16 +4,18 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning_bench.conformance import plan_checks, pruning_checks
+from pruning_bench.conformance import plan_checks, pruning_checks, quantization_checks
 from pruning_bench.conformance.runner import check_method, checks_for, label, parametrize_with_checks
-from pruning_bench.conformance.strategies import Subject, small_subjects
+from pruning_bench.conformance.strategies import GraphSpec, Subject, small_subjects
 from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError, PluginError
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
@@ -21,8 +23,11 @@ from pruning_bench.pruning.masks import keep_largest, keep_pruned, prunable, sel
 from pruning_bench.pruning.methods.l1_filter import L1Filter
 from pruning_bench.pruning.methods.magnitude import Magnitude
 from pruning_bench.pruning.methods.random import Random
+from pruning_bench.quantization.methods.static import Static
+from pruning_bench.registry import STEPS
 from pruning_bench.training.contract import StepTags
 
+pytest_plugins = ["pytester"]
 ELEMENT, CHANNEL = PruningTags(structure="element"), PruningTags(structure="channel")
 Planner = Callable[[nn.Module, float, Context], Any]
 
@@ -243,10 +248,147 @@ def test_the_check_rejects(check: str, planner: Planner, tags: PruningTags) -> N
     assert str(raised.value), f"{check} fails without a message"
 
 
-def test_an_error_of_another_type_comes_through_the_check_of_levels() -> None:
+def test_an_error_of_another_type_fails_the_check_of_levels_by_name() -> None:
     mutant = Mutant(raises_something_else)
-    with pytest.raises(ValueError, match=r"1\.0"):
+    with pytest.raises(AssertionError, match=r"^mutant.* fails bad_levels: raises ValueError: 1\.0$"):
         dict(checks_for(mutant))["bad_levels"](mutant)
+
+
+def pairs_wrong_channels_behind_groups(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
+    return (pairs_wrong_channels if grouped else L1Filter().plan)(model, level, context)
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets random graphs have no other block than the one named."""
+
+    def narrow(block: str) -> None:
+        spec = GraphSpec(((block, 4),), head="average")
+        monkeypatch.setattr(pruning_checks, "graph_specs", lambda most_blocks: st.just(spec))
+
+    return narrow
+
+
+def test_random_graphs_reject_what_small_models_do_not_show(only: Callable[[str], None]) -> None:
+    mutant = Mutant(pairs_wrong_channels_behind_groups, CHANNEL)
+    dict(checks_for(mutant))["twin"](mutant)
+    only("grouped")
+    with pytest.raises(AssertionError, match=r"fails random_graphs: mutant:0.* on GraphSpec.*outputs differ"):
+        dict(checks_for(mutant, graphs=1))["random_graphs"](mutant)
+
+
+@pytest.mark.parametrize("block", ["grouped", "attention"])
+def test_a_right_method_passes_random_graphs(block: str, only: Callable[[str], None]) -> None:
+    only(block)
+    for method in (L1Filter(), Magnitude()):
+        dict(checks_for(method, graphs=1))["random_graphs"](method)
+
+
+def test_random_graphs_reject_masks_that_miscount(only: Callable[[str], None]) -> None:
+    only("attention")
+    mutant = Mutant(prunes_one_more)
+    with pytest.raises(AssertionError, match=r"fails random_graphs: mutant:0.* removes"):
+        dict(checks_for(mutant, graphs=1))["random_graphs"](mutant)
+
+
+def test_random_graphs_that_a_method_always_refuses_prove_nothing(only: Callable[[str], None]) -> None:
+    only("gate")
+
+    def refuses(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+        raise ModelError("mutant", "a model", "another one")
+
+    with pytest.raises(AssertionError, match="fails random_graphs: raises Unsatisfiable"):
+        dict(checks_for(Mutant(refuses, CHANNEL), graphs=1))["random_graphs"](Mutant(refuses, CHANNEL))
+
+
+def test_every_check_has_a_mutant() -> None:
+    elsewhere = {  # rejected by the tests named
+        "random_graphs": test_random_graphs_reject_what_small_models_do_not_show,
+        "state_dict_loads": test_the_check_of_loading_rejects,
+        "deepcopy": test_the_check_of_copies_rejects,
+        **{f"pruned_stay_zero_{name}": test_the_check_of_zeros_in_training_rejects for name in plan_checks.OPTIMIZERS},
+    }
+    methods = (Magnitude(), L1Filter())
+    asked = {name for method in methods for name, _ in checks_for(method, graphs=1)}
+    covered = {check for check, _, _ in METHOD_MUTANTS} | set(elsewhere)
+    assert asked == covered, f"checks without a mutant, or mutants without a check: {sorted(asked ^ covered)}"
+
+
+@pytest.mark.parametrize("thing", [3, Magnitude, "magnitude", object(), nn.Linear(1, 1)], ids=repr)
+def test_a_class_is_a_method_and_other_things_are_refused_in_one_line(thing: Any) -> None:
+    if thing is Magnitude:
+        assert [name for name, _ in checks_for(thing)] == [name for name, _ in checks_for(Magnitude())]
+        return
+    with pytest.raises(PluginError, match=r"^check_method: tags of type NoneType, should be a pruning or quant"):
+        check_method(thing)
+
+
+USERS_CONFTEST = """
+from dataclasses import dataclass
+from typing import ClassVar
+from pruning_bench import pruning_method, quantization_method
+from pruning_bench.pruning.contract import MaskPlan, PruningTags
+from pruning_bench.pruning.masks import keep_largest, prunable
+from pruning_bench.quantization.contract import QuantPlan, QuantizationTags
+
+@pruning_method
+@dataclass(frozen=True)
+class Users:
+    spare: bool = False
+    name: ClassVar[str] = "users_magnitude"
+    tags: ClassVar[PruningTags] = PruningTags(
+        structure="element", expected_failures={"nested": "holds all the same", "bad_levels": "takes any level"}
+    )
+
+    def plan(self, model, level, context):
+        level = min(max(level, 0), 0.999) if level == level else 0.0
+        scores = {name: weight.detach().abs() for name, weight in prunable(model, context.example_inputs).items()}
+        masks = {name: keep_largest(score, level) for name, score in scores.items()}
+        if self.spare:
+            masks = {name: mask.fill_(True) for name, mask in masks.items()}
+        return MaskPlan(masks)
+
+@quantization_method
+@dataclass(frozen=True)
+class Nothing:
+    name: ClassVar[str] = "users_nothing"
+    tags: ClassVar[QuantizationTags] = QuantizationTags(weights=True, activations=False)
+
+    def plan(self, model, level, context):
+        return QuantPlan({})
+"""
+USERS_TEST = """
+from conftest import Nothing, Users
+from pruning_bench import parametrize_with_checks
+
+@parametrize_with_checks([Users, Users(spare=True), Nothing])
+def test_mine(method, check):
+    check(method)
+"""
+
+
+def test_users_get_one_test_a_check_with_readable_names(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(STEPS, "_items", dict(STEPS._items))
+    small_model, level, context = quantization_checks.example(Static())  # what torch imports late it must not forget
+    Static().plan(small_model, level, context)
+    pytester.makeconftest(USERS_CONFTEST)
+    pytester.makepyfile(USERS_TEST)
+    wanted = "counts or nested or bad_levels or layers_covered"
+    result = pytester.runpytest_inprocess("-k", wanted, "-p", "no:cacheprovider", "-rA")
+    for line in (
+        "PASSED *test_mine?users_magnitude/counts?",
+        "XFAIL *test_mine?users_magnitude/bad_levels? - takes any level",
+        "?XPASS(strict)? holds all the same",
+        "FAILED *test_mine?users_magnitude/nested?*",
+        "*AssertionError: users_magnitude,spare=True fails counts: users_magnitude:0.29 on *",
+        "FAILED *test_mine?users_magnitude,spare=True/counts?*",
+        "*AssertionError: users_nothing fails layers_covered: users_nothing: no weight affine for *",
+        "FAILED *test_mine?users_nothing/layers_covered?*",
+    ):
+        assert any(fnmatch(found, line) for found in result.outlines), f"no line {line!r} in\n{result.stdout}"
 
 
 def plain() -> tuple[Subject, MaskPlan]:

@@ -1,5 +1,6 @@
 """Channel methods: the order in which channels go, computed by hand, and options that all of them share."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Tensors
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.pruning.channel_scores import filter_norms, filter_scores, norm_scales, unit_sums
-from pruning_bench.pruning.channels import ChannelOptions, plan_channels
+from pruning_bench.pruning.channels import ChannelOptions, keep_channels, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags
 from pruning_bench.pruning.couplings import Couplings
 from pruning_bench.pruning.gradients import mean_gradients
@@ -264,3 +265,40 @@ def test_a_recipe_takes_the_options() -> None:
     made = compress(model, "l2_filter:0.45,budget=params,round_to=8", example_inputs=(torch.zeros(1, 4),))
     widths = [made.model[at].out_features for at in (0, 2)]
     assert widths == [16, 16], f"widths {widths}, should be the multiples of 8 that fit"
+
+
+def test_a_multiple_above_the_width_removes_nothing_and_says_so() -> None:
+    subject = small_subjects()[0]
+    plan = L1Filter(round_to=64).plan(subject.model, 0.5, subject.context())
+    assert not plan.kept, f"{plan.kept} removed, should be nothing"
+    said = [reason for reason in plan.untouched.values() if "rounded up to a multiple of 64" in reason]
+    assert len(said) == len(plan.removed), f"{plan.untouched} should name all of {list(plan.removed)}"
+
+
+@pytest.mark.parametrize("big", [1e9, 1e30])
+def test_the_last_channel_stays_however_large_the_scores(big: float) -> None:
+    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([big, big])}
+    gone = sum(int((~mask).sum()) for mask in keep_channels(scores, 0.5, "global").values())
+    assert gone == 2, f"{gone} of 4 gone at 0.5, should be 2"
+
+
+class Empty(nn.Module):
+    """A layer of no outputs beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.none = nn.Linear(6, 0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.first(inputs).relu()
+        logits: Tensor = self.head(features) + self.none(features).sum(1, keepdim=True)
+        return logits
+
+
+@pytest.mark.parametrize("method", [GroupNorm(), L1Filter(budget="macs")], ids=["group_norm", "macs"])
+def test_a_layer_of_no_outputs_is_no_obstacle(method: Any) -> None:
+    plan = method.plan(Empty(), 0.5, Context((torch.zeros(2, 4),), torch.Generator()))
+    assert plan.removed == {"first": (3, 6)}, f"{plan.removed}, should be half of the first layer"

@@ -256,6 +256,24 @@ def test_a_projection_of_two_inputs_is_refused_by_name() -> None:
         Wanda().plan(model, 0.5, context)
 
 
+class Transposed(nn.Module):
+    """A square weight that is used both ways: along the rows its columns are other inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(nn.functional.linear(self.inner(inputs), self.inner.weight.t()))
+        return logits
+
+
+def test_a_square_weight_used_transposed_is_refused_by_name() -> None:
+    batch = (torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),)
+    with pytest.raises(ModelError, match=r"^wanda: .*\[inner.weight\]"):
+        Wanda().plan(Transposed(), 0.5, Context(batch, torch.Generator(), [batch]))
+
+
 def test_wanda_compares_within_rows_by_weight_times_norm() -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
     model[0].weight.data = torch.tensor([[1.0, -4.0], [300.0, 200.0]])

@@ -1,6 +1,7 @@
 """Channels that reshapes, splits, shuffles, groups and products move; wrong rules must fail the twin test."""
 
 import copy
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -92,6 +93,12 @@ def products(net: Any, images: Tensor) -> Tensor:
     return (net.layers[0](images).flatten(2) @ mixed).unflatten(2, (6, 6))
 
 
+def asserted(net: Any, images: Tensor) -> Tensor:
+    one, other = net.first(images), net.second(images)
+    assert one.shape == other.shape, "differ"
+    return one + other.type_as(net.layers[0](images.mean((2, 3))))
+
+
 def stacked(net: Any, images: Tensor) -> Tensor:
     return torch.stack([net.first(images), net.second(images)]).sum(0)
 
@@ -111,6 +118,7 @@ NETS: dict[str, tuple[Callable[..., Tensor], list[nn.Module], dict[str, int]]] =
     "prelu": (layers, [nn.PReLU(8), nn.PReLU()], {"first": 8}),
     "transformer": (transformer, [nn.Linear(8, 12), nn.Linear(12, 8), nn.LayerNorm(8)], {"layers.0": 12}),
     "products": (products, [nn.Conv2d(4, 6, 1)], {"first": 8, "layers.0": 6}),
+    "a comparison": (asserted, [nn.Linear(4, 3)], {"first": 8, "layers.0": 3}),
     "stack": (stacked, [], {"first": 8}),
 }
 
@@ -224,6 +232,35 @@ def test_sizes_calculate_as_ints(operation: str) -> None:
     assert torch.equal(program.module()(images), model(images)), f"{operation} with a symbolic batch differs"
 
 
+def scaled(net: Any, images: Tensor) -> Tensor:
+    features = net.first(images)
+    return features * features.shape[1] ** -0.5
+
+
+def divided(net: Any, images: Tensor) -> Tensor:
+    features = net.first(images)
+    return features / features.size(dim=1)
+
+
+def rooted(net: Any, images: Tensor) -> Tensor:
+    return net.first(images) / math.sqrt(net.first.weight.shape[0])
+
+
+def counted(net: Any, images: Tensor) -> Tensor:
+    features = net.first(images)
+    return features / (features.numel() / features.shape[0])
+
+
+def decided(net: Any, images: Tensor) -> Tensor:
+    features = net.first(images)
+    return features * 2 if features.shape[1] > 6 else features
+
+
+def compared(net: Any, images: Tensor) -> Tensor:
+    one, other = net.first(images), net.second(images)
+    return one * other.mean(1, keepdim=True) if one.shape[1] == other.shape[1] else one
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -234,10 +271,28 @@ class Attention(nn.Module):
         return self.inner(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).unflatten(2, (6, 6))
 
 
+class Unsaved(nn.Module):
+    """A scale of channels that a checkpoint would lack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(1, 2, 8)[:, None, None], persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.scale
+
+
 KEPT: dict[str, tuple[nn.Module, str, str]] = {
     "literals in a view": (Net(literal_shuffle), "first", "reshaped"),
-    "a number that lost its origin": (Net(rounded_shape), "first", "the code gives its size as 8"),
+    "a number that lost its origin": (Net(rounded_shape), "first", "the code computes with its size"),
     "a number of other channels": (Net(borrowed_size), "second", "its size follows that of other channels"),
+    "a scale": (Net(scaled), "first", "the code computes with its size"),
+    "a divisor": (Net(divided), "first", "the code computes with its size"),
+    "a root": (Net(rooted), "first", "the code computes with its size"),
+    "a count": (Net(counted), "first", "the code computes with its size"),
+    "a decision": (Net(decided), "first", "the code computes with its size"),
+    "a comparison of channels that part": (Net(compared), "first", "its size follows that of other channels"),
+    "a buffer that is not saved": (Net(layers, Unsaved()), "first", "no state_dict holds"),
     "attention": (Net(layers, Attention()), "first", "the code of MultiheadAttention fixes its size"),
     "parts": (Net(lambda n, x: n.first(x).split(4, 1)[0]), "first", "the code gives the size of its parts"),
     "an index": (Net(lambda n, x: n.first(x)[:, 3:4]), "first", "cut or padded"),

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pruning_bench import compress
 from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs
 from pruning_bench.errors import PlanError
 from pruning_bench.pruning import shrink
@@ -225,3 +226,25 @@ def test_values_that_the_plan_writes_stand_in_the_model_and_in_its_twin() -> Non
     expected = torch.tensor([[5.0, 0.0, 6.0]])
     assert torch.equal(twin[2].weight, expected), f"{twin[2].weight}, should be {expected}"
     same_state(shrink.expand(small, model, [plan]), twin)
+
+
+class Tied(nn.Module):
+    """One weight under the names of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.other.weight, self.head = self.one.weight, nn.Linear(6, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.other(self.one(self.first(inputs)).relu()).relu())
+        return logits
+
+
+@pytest.mark.parametrize("recipe", ["l1_filter:0.5+magnitude:0.3", "magnitude:0.3+l1_filter:0.5+rewind"])
+def test_tied_weights_have_a_twin_and_rewind(recipe: str) -> None:
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    made = compress(Tied(), recipe, example_inputs=(inputs,))
+    assert made.model.one.weight is made.model.other.weight, "the tie is lost"
+    found, expected = made.model(inputs), made.masked_twin(inputs)
+    assert torch.allclose(found, expected, atol=1e-6), f"{found}, should be {expected}, as the twin computes"

@@ -12,7 +12,7 @@ from torch import nn
 from pruning_bench.errors import LevelError, PlanError
 from pruning_bench.pruning.contract import ChannelPlan
 from pruning_bench.pruning.masks import current_masks
-from pruning_bench.pruning.shrink import compose, take
+from pruning_bench.pruning.shrink import compose, first_named, take
 from pruning_bench.recipe import count_of
 from pruning_bench.training.contract import StepTags, training_step
 
@@ -47,7 +47,10 @@ class Rewind:
         past = context.past[to]
         kept = compose([plan for plan in plans[past.plans :] if isinstance(plan, ChannelPlan)]).kept
         masks = current_masks(plans)
+        own = first_named(model)
         for name, tensor in model.state_dict().items():
+            if name not in own:  # tied to one that comes before it
+                continue
             if name not in past.state:
                 raise PlanError(self.name, "a tensor that the earlier state lacks", "the same tensors", name)
             values = take(past.state[name], kept.get(name, {})).to(tensor)
