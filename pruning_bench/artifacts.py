@@ -1,7 +1,7 @@
 """Files of compressed models: safetensors beside a JSON card, written by `save` and read by `load`; never pickles.
 
-Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. A shipped
-dense checkpoint is read the same way.
+Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. Tensors of
+many zeros are packed (`models.packing`). A shipped dense checkpoint is read the same way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
 from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
+from pruning_bench.models.packing import KEY, pack, unpack
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
@@ -47,8 +48,10 @@ def save(
         dataset: what the model was trained on.
         about: further entries of the card.
     Returns:
-        The card: model, options, recipe, example inputs, integer ranges, versions, sha256 of the file.
+        The card: model, options, recipe, example inputs, integer ranges, shapes of packed tensors, versions, sha256 of
+        the file.
     """
+    stored, packed = pack(tensors_of(compressed))
     card = {
         "format": FORMAT,
         "model": model,
@@ -59,10 +62,11 @@ def save(
         "ranges": {name: [a.low, a.high, a.axis] for name, a in _affines(compressed.quant_plan).items()},
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
+        **({KEY: packed} if packed else {}),
         "versions": {"pruning_bench": __version__, "torch": torch.__version__},
         **(about or {}),
     }
-    return write_checkpoint(tensors_of(compressed), card, Path(path))
+    return write_checkpoint(stored, card, Path(path))
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
@@ -76,7 +80,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     discover()
     path = Path(path)
     card = read_card(path)
-    tensors = read_tensors(path, card["sha256"])
+    tensors = unpack(read_tensors(path, card["sha256"]), card, path)
     built = copy.deepcopy(model).eval() if model is not None else model_of(card, path)
     made, inputs, plan = _read(card, tensors, path)
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
@@ -94,18 +98,18 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
 
 def file_size(compressed: Compressed) -> int:
     """Bytes of the safetensors file that `save` writes."""
-    return len(to_bytes(tensors_of(compressed)))
+    return len(to_bytes(pack(tensors_of(compressed))[0]))
 
 
 def file_sizes(compressed: Compressed) -> tuple[int, int]:
     """Bytes of the safetensors file that `save` writes: as it is, and zipped (zlib, level 6)."""
-    data = to_bytes(tensors_of(compressed))
+    data = to_bytes(pack(tensors_of(compressed))[0])
     return len(data), len(zlib.compress(data, 6))
 
 
 def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
-    """What is stored: the state of the float model, in its type if cast; if quantized, the folded state with integer
-    codes and scales.
+    """What is stored, before packing: the state of the float model, in its type if cast; if quantized, the folded state
+    with integer codes and scales.
     """
     plan = compressed.quant_plan
     if plan is None or plan.dtype is not None:

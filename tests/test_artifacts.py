@@ -15,6 +15,7 @@ from pruning_bench.artifacts import file_sizes
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
 from pruning_bench.errors import CheckpointError
+from pruning_bench.models.checkpoints import load_checkpoint
 from pruning_bench.models.contract import build_model
 
 OPTIONS = {"num_classes": 10, "in_channels": 1}
@@ -128,6 +129,51 @@ SPOILT = {
     "range of no tensor": _card(ranges={"fc.nothing": [0, 255, None]}),
     "text for a range": _card(ranges={"fc.weight": ["low", "high", 0]}),
 }
+
+
+@pytest.fixture(scope="module")
+def sparse(data: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a masked model."""
+    file = tmp_path_factory.mktemp("sparse") / "model.safetensors"
+    save(made("resnet20", "magnitude:0.9", data), file, model="resnet20", options=OPTIONS)
+    return file
+
+
+SPOILT_SPARSE = {
+    "one bit": _spoil_bytes,
+    "no shapes": lambda file: _card(sparse={})(file),
+    "list for shapes": _card(sparse=[1]),
+    "text for a shape": _card(sparse={"fc.weight": "10x64"}),
+    "negative shape": _card(sparse={"stages.0.0.conv1.weight": [-16, 16, 3, 3]}),
+    "shape of no tensor": _card(sparse={"fc.nothing": [10, 64]}),
+    "a dense tensor's shape": _card(sparse={"fc.bias": [10]}),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT_SPARSE)
+def test_a_spoilt_file_of_a_masked_model_is_one_clear_error(spoilt: str, sparse: Path, tmp_path: Path) -> None:
+    file = tmp_path / sparse.name
+    for part in (sparse, sparse.with_suffix(".json")):
+        shutil.copy(part, tmp_path)
+    SPOILT_SPARSE[spoilt](file)
+    for read in (load, load_checkpoint):
+        with pytest.raises(CheckpointError, match="should be") as caught:
+            read(file)
+        assert "\n" not in str(caught.value), str(caught.value)
+        assert str(file.with_suffix("")) in str(caught.value), f"{caught.value} should name the file"
+
+
+def test_masked_models_are_small_on_disk_and_come_back_bit_by_bit(data: Split, tmp_path: Path) -> None:
+    dense, masked = made("resnet20", "dense", data), made("resnet20", "magnitude:0.9", data)
+    ratio = file_sizes(dense)[0] / file_sizes(masked)[0]
+    assert ratio > 6, f"{ratio:.2f} times smaller with 90 % zeros, should be 1 / (1/32 + 0.1) but for headers and norms"
+    save(masked, tmp_path / "model.safetensors", model="resnet20", options=OPTIONS)
+    expected = masked.model.state_dict()
+    for read in (load, load_checkpoint):
+        found = read(tmp_path / "model.safetensors")
+        for name, tensor in getattr(found, "model", found).state_dict().items():
+            assert torch.equal(tensor, expected[name]), f"{name} differs after {read.__name__}"
+    assert file_sizes(made("resnet20", "magnitude:0.01", data))[0] == file_sizes(dense)[0], "not dense at 1 %"
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,10 @@ Check: TypeAlias = Callable[[PruningMethod], None]
 def check_counts(method: PruningMethod, subject: Subject, level: float) -> None:
     """Exactly `pruned_count` go: of each tensor or coupling, or of all together; one channel of each coupling stays.
 
-    A method with a `scope` says which of the two: "layer" or "global".
+    A method with a `scope` says which of the two: "layer" or "global"; one with a `block` above 1 is counted in blocks.
     """
     plan = method.plan(subject.model, level, subject.context())
-    counts = _removed(plan, subject)
+    counts = _removed(plan, subject, getattr(method, "block", 1))
     spare = 0 if isinstance(plan, MaskPlan) else 1
     each = {name: min(pruned_count(size, level), size - spare) for name, (_, size) in counts.items()}
     sizes = sum(size for _, size in counts.values())
@@ -63,8 +63,14 @@ def check_counts(method: PruningMethod, subject: Subject, level: float) -> None:
         assert said == found, f"{method.name}:{level} on {subject.name} says it removes {said}, but removes {found}"
 
 
-def _removed(plan: Plan, subject: Subject) -> dict[str, tuple[int, int]]:
-    """Tensor or coupling -> (removed, there were), counted from the masks and indices themselves."""
+def _removed(plan: Plan, subject: Subject, block: int = 1) -> dict[str, tuple[int, int]]:
+    """Tensor or coupling -> (removed, there were), counted from the masks and indices themselves.
+
+    Args:
+        block: of masks, blocks of so many inputs are counted; each has to be whole or gone.
+    """
+    if isinstance(plan, MaskPlan) and block > 1:
+        return {name: _removed_blocks(name, mask, block) for name, mask in plan.masks.items()}
     if isinstance(plan, MaskPlan):
         return {name: (int((~mask).sum()), mask.numel()) for name, mask in plan.masks.items()}
     found = find_couplings(subject.model, subject.example_inputs)
@@ -76,6 +82,13 @@ def _removed(plan: Plan, subject: Subject) -> dict[str, tuple[int, int]]:
         left = set(made.tolist() if index is None else made[index].tolist())
         counts[name] = (sum(int(unit) not in left for unit in units), len(units))
     return counts
+
+
+def _removed_blocks(name: str, mask: Tensor, block: int) -> tuple[int, int]:
+    parts = mask.movedim(1, -1).split(block, -1)  # type: ignore[no-untyped-call]
+    torn = sum(int((part.any(-1) & ~part.all(-1)).sum()) for part in parts)
+    assert not torn, f"{torn} blocks of {block} inputs of {name} are torn, each should stay or go as a whole"
+    return sum(int((~part.any(-1)).sum()) for part in parts), sum(part[..., 0].numel() for part in parts)
 
 
 def check_budget(method: PruningMethod, subject: Subject, level: float) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.contract import build_model
+from pruning_bench.models.packing import unpack
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 WHO = "checkpoint"
@@ -120,7 +121,7 @@ def load_checkpoint(path: Path) -> nn.Module:
         CheckpointError: see `read_card` and `read_tensors`; or the tensors do not fit the model.
     """
     card = read_card(path)
-    tensors = read_tensors(path, card["sha256"])
+    tensors = unpack(read_tensors(path, card["sha256"]), card, path)
     model = model_of(card, path)
     try:
         model.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""Shapes of masks beyond single counts: n of every m weights, shares of rows, and budgets by the sizes of layers."""
+"""Shapes of masks beyond single counts: N of every M weights, blocks, shares of rows, budgets by sizes of layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pruning_bench.pruning.contract import MaskPlan
 from pruning_bench.pruning.selection import LazyScores, choose_masks, require_finite
 from pruning_bench.recipe import Level, NofM, as_level, sparsity_of
 
+_BLOCKS_WITH = "blocks with a share and scope=layer or global"
 Scope: TypeAlias = Literal["layer", "global", "erk"]
 
 
@@ -32,7 +33,7 @@ def level_of(who: str, level: Level | float | int | str | None) -> float | NofM:
 
 
 def plan_masks(
-    scores: Mapping[str, Tensor], level: float | NofM, scope: Scope, earlier: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor], level: float | NofM, scope: Scope, earlier: Mapping[str, Tensor], block: int = 1
 ) -> MaskPlan:
     """The plan that keeps the largest scores, whatever the kind of level.
 
@@ -42,14 +43,66 @@ def plan_masks(
         scope: "global" ranks all together, "layer" each tensor by itself, "erk" gives tensors budgets by their sizes
             (see `erk_scores`); N of M has a rule of its own.
         earlier: name -> bool mask, True = kept so far.
+        block: this many inputs in a row stay or go together (see `block_norms`); the level is then a share of the
+            blocks of which something is left.
     Raises:
         ModelError: scores that are not finite, or no tensor that N of M fits.
+        LevelError: blocks together with N of M or "erk", which count single weights.
     """
+    if block > 1:
+        return _block_plan(scores, level, scope, earlier, block)
     if isinstance(level, NofM):
         return n_of_m_plan(scores, level, earlier)
     if scope == "erk":
         scores, scope = erk_scores(scores, earlier), "global"
     return MaskPlan(choose_masks(scores, level, scope, earlier))
+
+
+def _block_plan(
+    scores: Mapping[str, Tensor], level: float | NofM, scope: Scope, earlier: Mapping[str, Tensor], block: int
+) -> MaskPlan:
+    if isinstance(level, NofM) or scope == "erk":
+        raise LevelError("masks", f"block {block} with {level if isinstance(level, NofM) else scope}", _BLOCKS_WITH)
+    like = scores.like if isinstance(scores, LazyScores) else scores
+    norms = LazyScores(like, lambda name: block_norms(scores[name].detach().cpu(), block))
+    left = {name: block_norms(mask, block) > 0 for name, mask in earlier.items() if name in scores}
+    masks = {
+        name: spread(mask, block, scores[name].shape[1])
+        for name, mask in choose_masks(norms, level, scope, left).items()
+    }
+    return MaskPlan({name: mask & earlier[name] if name in earlier else mask for name, mask in masks.items()})
+
+
+def block_norms(scores: Tensor, block: int) -> Tensor:
+    """The root mean square of every `block` inputs in a row, at each place of a kernel by itself.
+
+    Where the inputs are no multiple, the last block of each row has fewer; as a mean its norm compares with the others.
+
+    Args:
+        scores: [outputs, inputs, ...kernel], any type.
+    Returns:
+        [outputs, ...kernel, ceil(inputs / block)], float64 of float64, float32 of others.
+    Example:
+        >>> block_norms(torch.tensor([[3.0, 3.0, 0.0, 0.0, 2.0]]), 2)
+        tensor([[3., 0., 2.]])
+    """
+    last = scores.movedim(1, -1)
+    squares = last.to(torch.promote_types(last.dtype, torch.float32)).square()
+    whole = squares.shape[-1] // block * block
+    means = squares[..., :whole].reshape(*squares.shape[:-1], -1, block).mean(-1)
+    return torch.cat(
+        [means, squares[..., whole:].mean(-1, keepdim=True)] if whole < squares.shape[-1] else [means], -1
+    ).sqrt()
+
+
+def spread(mask: Tensor, block: int, inputs: int) -> Tensor:
+    """The mask of weights of a mask of blocks: the way back from the shape of `block_norms`.
+
+    Example:
+        >>> spread(torch.tensor([[True, False, True]]), 2, 5)
+        tensor([[ True,  True, False, False,  True]])
+    """
+    return mask.repeat_interleave(block, -1)[..., :inputs].movedim(-1, 1).contiguous()
 
 
 def n_of_m_plan(scores: Mapping[str, Tensor], level: NofM, earlier: Mapping[str, Tensor]) -> MaskPlan:

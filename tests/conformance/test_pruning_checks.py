@@ -238,6 +238,17 @@ def test_counts_are_those_of_the_scope_that_the_method_says(said: Any, done: Any
         dict(checks_for(liar))["counts"](liar)
 
 
+@pytest.mark.parametrize("done", [1, 2])
+def test_counts_of_blocks_reject_torn_ones(done: int) -> None:
+    @dataclass(frozen=True)
+    class Blocks(Mutant):
+        block: int = 3
+
+    liar = Blocks(lambda model, level, context: Magnitude(block=done).plan(model, level, context))
+    with pytest.raises(AssertionError, match="are torn"):
+        dict(checks_for(liar))["counts"](liar)
+
+
 @pytest.mark.parametrize(
     ("check", "planner", "tags"), METHOD_MUTANTS, ids=[f"{check}-{plan.__name__}" for check, plan, _ in METHOD_MUTANTS]
 )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pruning_bench import compress
 from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Tensors
@@ -27,7 +28,7 @@ from pruning_bench.recipe import NofM
 few = settings(max_examples=30, deadline=None)
 
 
-@parametrize_with_checks([Magnitude(scope="erk"), Lamp(), Snip(), Synflow(rounds=2), Wanda()])
+@parametrize_with_checks([Magnitude(scope="erk"), Magnitude(block=4), Lamp(), Snip(), Synflow(rounds=2), Wanda()])
 def test_mask_methods(method: Any, check: Any) -> None:
     check(method)
 
@@ -398,3 +399,83 @@ def test_levels_that_fit_no_mask_are_refused_by_the_methods_name(method: Any, le
 def test_n_of_m_is_refused_where_scores_are_for_all_layers_together(method: Any) -> None:
     with pytest.raises(LevelError, match=f"^{method.name}: level 2of4"):
         method.plan(convolutional(), "2of4", Context((torch.zeros(1, 1, 6, 6),), torch.Generator()))
+
+
+# Blocks
+
+
+def block_law(mask: Tensor, scores: Tensor, block: int, level: float) -> None:
+    """Blocks of inputs are whole or gone, exactly so many are gone, none that stays is smaller than one that goes."""
+    rows = scores.movedim(1, -1).reshape(-1, scores.shape[1]).tolist()
+    bits = mask.movedim(1, -1).reshape(-1, scores.shape[1]).tolist()
+    found = []
+    for row, kept in zip(rows, bits, strict=True):
+        for at in range(0, len(row), block):
+            part, states = row[at : at + block], set(kept[at : at + block])
+            assert len(states) == 1, f"the block {part} at {at} is torn: {kept[at : at + block]}"
+            found.append(((sum(x * x for x in part) / len(part)) ** 0.5, states.pop()))
+    gone = sum(not stays for _, stays in found)
+    assert gone == pruned_count(len(found), level), f"{gone} of {len(found)} blocks gone at {level}"
+    low = min((norm for norm, stays in found if stays), default=float("inf"))
+    high = max((norm for norm, stays in found if not stays), default=0.0)
+    assert low >= high * (1 - 1e-6), f"keeps a block of norm {low}, removes one of {high}"
+
+
+def blocks_of(scores: Tensor, block: int, level: float) -> Tensor:
+    return patterns.plan_masks({"a": scores}, level, "layer", {}, block).masks["a"]
+
+
+@few
+@given(st.integers(1, 9), st.integers(2, 5), st.floats(0, 1, exclude_max=True), st.integers(0, 99))
+def test_blocks_of_smallest_norm_go_as_a_whole(inputs: int, block: int, level: float, seed: int) -> None:
+    scores = torch.rand(3, inputs, 2, 1, generator=torch.Generator().manual_seed(seed))
+    block_law(blocks_of(scores, block, level), scores, block, level)
+
+
+def single_weights(scores: Tensor, block: int, level: float) -> Tensor:
+    return blocks_of(scores, 1, level)
+
+
+def blocks_along_the_outputs(scores: Tensor, block: int, level: float) -> Tensor:
+    return blocks_of(scores.transpose(0, 1), block, level).transpose(0, 1)
+
+
+def by_the_sum(scores: Tensor, block: int, level: float) -> Tensor:
+    """A short last block counts for less."""
+    padded = nn.functional.pad(scores, (0, 0, 0, 0, 0, -scores.shape[1] % block))
+    return blocks_of(padded, block, level)[:, : scores.shape[1]]
+
+
+def largest_blocks(scores: Tensor, block: int, level: float) -> Tensor:
+    return blocks_of(1 / scores, block, level)
+
+
+@pytest.mark.parametrize("mutant", [single_weights, blocks_along_the_outputs, by_the_sum, largest_blocks])
+def test_the_law_of_blocks_rejects(mutant: Callable[[Tensor, int, float], Tensor]) -> None:
+    scores = 1 + 0.1 * torch.rand(5, 5, 2, 1, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(AssertionError, match=r"torn|keeps a block|blocks gone"):
+        block_law(mutant(scores, 2, 0.5), scores, 2, 0.5)
+
+
+def test_blocks_go_on_from_earlier_masks() -> None:
+    earlier = {"a": torch.tensor([[False, False, False, True, True, True]])}
+    found = patterns.plan_masks({"a": torch.tensor([[9.0, 9, 0, 1, 2, 3]])}, 0.5, "global", earlier, 2).masks["a"]
+    assert found.tolist() == [[False] * 4 + [True] * 2], f"{found.tolist()}: of two blocks left the smaller should go"
+
+
+def test_blocks_are_in_the_model_that_the_recipe_makes() -> None:
+    made = compress(mixed(), "magnitude:0.5,block=4", example_inputs=(torch.zeros(1, 1, 6, 6),))
+    assert str(made.recipe) == "magnitude:0.5,block=4", f"recipe {made.recipe}"
+    blocks = (made.model[2].weight.movedim(1, -1).reshape(-1, 4) == 0).sum(1).tolist()
+    assert set(blocks) == {0, 4}, f"zeros in blocks: {blocks}"
+
+
+@pytest.mark.parametrize(("method", "level"), [(Magnitude(block=4), "2of4"), (Magnitude("erk", 4), 0.5)])
+def test_blocks_are_refused_where_single_weights_are_counted(method: Any, level: Any) -> None:
+    with pytest.raises(LevelError, match=r"block 4 with (2of4|erk), should be blocks with a share"):
+        method.plan(mixed(), level, Context((torch.zeros(1, 1, 6, 6),), torch.Generator()))
+
+
+def test_blocks_of_none_are_refused() -> None:
+    with pytest.raises(LevelError, match=r"^magnitude: block 0, should be at least 1"):
+        Magnitude(block=0).plan(mixed(), 0.5, Context((torch.zeros(1, 1, 6, 6),), torch.Generator()))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.errors import LevelError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import prunable
 from pruning_bench.pruning.patterns import Scope, level_of, plan_masks
@@ -22,6 +23,8 @@ class Magnitude:
     Args:
         scope: "global" ranks all prunable weights together, "layer" each tensor by itself, "erk" gives each tensor a
             density in proportion to sum(shape) / prod(shape) (Evci et al., ICML 2020, arXiv 1911.11134).
+        block: this many inputs in a row, at one place of a kernel, stay or go together, those of smallest root mean
+            square first; the level is the share of blocks. The last block of a row has what is left of its inputs.
     Reference:
         Han et al., Learning both weights and connections for efficient neural networks, NeurIPS 2015, arXiv 1506.02626.
     Example:
@@ -35,12 +38,14 @@ class Magnitude:
     """
 
     scope: Scope = "global"
+    block: int = 1
     name: ClassVar[str] = "magnitude"
     examples: ClassVar[tuple[str, ...]] = (
         "magnitude:0.5",
         "magnitude:0.9",
         "magnitude:0.9,scope=layer",
         "magnitude:2of4",
+        "magnitude:0.7,block=4",
     )
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
@@ -54,6 +59,8 @@ class Magnitude:
             level: the share removed of what earlier steps left, in [0, 1); or N of M: N of every M inputs stay.
         """
         read = level_of(self.name, level)
+        if self.block < 1:
+            raise LevelError(self.name, f"block {self.block}", "at least 1")
         weights = prunable(model, context.example_inputs)
         scores = LazyScores(weights, lambda name: weights[name].detach().abs())
-        return plan_masks(scores, read, self.scope, context.earlier)
+        return plan_masks(scores, read, self.scope, context.earlier, self.block)
