@@ -29,7 +29,7 @@ from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.records import Measurement
 from pruning_bench.registry import DATASETS, METRICS, RUNTIMES, STEPS
 from pruning_bench.rivals import is_rival, name_of, rival_calls
-from pruning_bench.runtimes.contract import Kernel, torch_threads
+from pruning_bench.runtimes.contract import Kernel, clock_of, torch_threads
 from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.tasks import Record, task_of
 from pruning_bench.workbench import Workbench
@@ -121,7 +121,9 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     if not session.timed:
         raise PluginError(case.runtime, "a session that only simulates", "one that is timed, or `simulates_quantized`")
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
-    others = {**rival_calls(bench, case, inputs, anchor, session.clock), YARDSTICK: yardstick(case.device)}
+    others = rival_calls(bench, case, inputs, anchor, session.clock)
+    if session.clock is clock_of(case.device):  # another clock does not tell the time of torch's work
+        others[YARDSTICK] = yardstick(case.device)
     if case == case.dense:
         others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
     peak = peak_memory(call, case.device)
@@ -153,10 +155,10 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
     return [
         record("latency", q10(taken.case), samples=taken.case, detail=ran),
         record("anchor_latency", q10(taken.anchor), samples=taken.anchor),
-        record("yardstick", q10(taken.others[YARDSTICK])),
         relative,
         _strongest(record, bench, case, taken),
         *controls,
+        *([record("yardstick", q10(taken.others[YARDSTICK]))] if YARDSTICK in taken.others else []),
         *([record("peak_memory", peak.bytes)] if peak.bytes is not None else []),
     ]
 
@@ -249,7 +251,7 @@ FAMILIES = {
     ),
     "latency": Family(
         measure_latency,
-        lambda case: ("latency", "anchor_latency", "yardstick", "relative_time", "strongest_ratio"),
+        lambda case: ("latency", "anchor_latency", "relative_time", "strongest_ratio"),
         lambda case: case.seed == 0 and not simulates(case),
     ),
 }
