@@ -57,9 +57,10 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
     """The run with each chosen speed and canary measured in enough fresh processes."""
     policy = Policy()
     chosen = [m for m in run.measurements if _is_chosen(m.case_id, only)]
-    if all(len(m.samples) >= policy.min_processes for m in chosen if m.rule == "speed"):
-        return run
     short = sorted({m.case_id for m in chosen if m.rule == "canary"})  # the dense ones too: they bring the controls
+    speeds = [m for m in chosen if m.rule == "speed"]
+    if not short or (speeds and all(len(m.samples) >= policy.min_processes for m in speeds)):
+        return run
     fresh = _measure(run, short, policy, data, checkpoints)
     fresh = [m for m in fresh if m.rule in (*TIMED, "control")]
     if bad := broken(fresh):

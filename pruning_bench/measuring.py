@@ -122,8 +122,8 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
         raise PluginError(case.runtime, "a session that only simulates", "one that is timed, or `simulates_quantized`")
     call, anchor = session.bind(*inputs), bench.session(case.dense).bind(*inputs)
     others = rival_calls(bench, case, inputs, anchor, session.clock)
-    if session.clock is clock_of(case.device):  # another clock does not tell the time of torch's work
-        others[YARDSTICK] = yardstick(case.device)
+    if case.device == "cpu" and session.clock is clock_of("cpu"):  # another clock does not tell the time of its work
+        others[YARDSTICK] = yardstick()
     if case == case.dense:
         others[SLOWED] = slowed(anchor, policy.promised_slowdown, session.clock)
     peak = peak_memory(call, case.device)

@@ -10,19 +10,19 @@ from torch import nn
 CHANNELS, SIZE = 32, 16
 
 
-def yardstick(device: str) -> Callable[[], object]:
-    """A call that does the same work in every run: two convolutions and a linear layer in float32, batch 1.
+def yardstick() -> Callable[[], object]:
+    """A call that does the same work on the CPU in every run: two convolutions and a linear layer in float32, batch 1.
 
     A little of what the models do: arithmetic (6 million multiply-accumulates), 4 MB of weights read once, and a few
-    of small operators; a machine that is slower for them is slower for it. It uses nothing that a run can configure but
-    the device and torch's threads.
+    small operators; a machine that is slower for them is slower for it. It depends on nothing that a run can configure
+    but torch's threads.
 
     Example:
-        >>> yardstick("cpu")().shape
+        >>> yardstick()().shape
         torch.Size([1, 128])
     """
     shapes = [(1, CHANNELS, SIZE, SIZE), *[(CHANNELS, CHANNELS, 3, 3)] * 2, (128, CHANNELS * SIZE * SIZE)]
-    x, first, second, last = (torch.full(shape, 0.01, device=device) for shape in shapes)
+    x, first, second, last = (torch.full(shape, 0.01) for shape in shapes)
 
     @torch.inference_mode()
     def call() -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from pruning_bench import accepting, environment, processes
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.policy import Policy
-from pruning_bench.records import Environment, Run
+from pruning_bench.records import Environment, Measurement, Run
 from pruning_bench.registry import RUNTIMES
 
 HERE = Environment({"cpu": "x"})
@@ -40,3 +40,14 @@ def test_the_runtime_is_asked_for_the_device_of_the_cases(measure: Any) -> None:
     assert measure("m-d/dense/only_cpu") == [], "a runtime that is here should be measured"
     with pytest.raises(RecordError, match="no cuda here, should be available"):
         measure("m-d/dense/only_cpu-cuda")
+
+
+def test_of_several_processes_the_fastest_anchor_and_yardstick_count() -> None:
+    times = {"anchor_latency": ("canary", (3.0, 1.0, 2.0)), "yardstick": ("machine", (0.2, 0.3, 0.1))}
+    fresh = [
+        Measurement("m-d/dense/eager", metric, value, "s", "lower", rule)
+        for metric, (rule, values) in times.items()
+        for value in values
+    ]
+    found = {m.metric: m.value for m in accepting._best(fresh)}
+    assert found == {"anchor_latency": 1.0, "yardstick": 0.1}, f"{found}"

@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ CHANNELS = ("resnet18", "resnet50", "densenet201", "shufflenet_v2_x1_0", "swin_t
 MASKS = ("resnet50", "vit_l_16")
 CHECKPOINTS = ("image_classifier", "resnet20")
 SEEDS = (0, 1, 2)
+PEERS = {"channels": ["torch-pruning"], "masks": [], "accuracy": ["torch-pruning"]}
 
 
 def channels(name: str, side: str) -> dict[str, Any]:
@@ -90,15 +91,19 @@ def _theirs(model: nn.Module, images: tuple[Tensor, ...], share: float = 0.5) ->
 
 
 def masks(name: str, side: str) -> dict[str, Any]:
-    """Global magnitude masks that keep a tenth: seconds, bytes of memory on top, and how many entries differ."""
+    """Global magnitude masks that keep a tenth: seconds, bytes of memory on top, and how many entries differ.
+
+    Ours only decides (`plan`); theirs also keeps the weights beside their product with a float mask.
+    """
     from torch.nn.utils import prune
 
     model, images = build(name)
     method, context = Magnitude(scope="global"), Context(images, torch.Generator())
     copied = copy.deepcopy(model)
-    prunable = set(method.plan(model, 0.9, context).masks)
-    places = [(m, p) for path, m in copied.named_modules() for p in dict(m.named_parameters(recurse=False))
-              if f"{path}.{p}".lstrip(".") in prunable]  # fmt: skip
+    prunable = list(method.plan(model, 0.9, context).masks)
+    named = {f"{path}.{p}".lstrip("."): (m, p) for path, m in copied.named_modules()
+             for p in dict(m.named_parameters(recurse=False))}  # fmt: skip
+    places = [named[name] for name in prunable]
     weights = [(module, parameter, getattr(module, parameter).detach().clone()) for module, parameter in places]
 
     def theirs() -> None:
@@ -123,9 +128,9 @@ def masks(name: str, side: str) -> dict[str, Any]:
                 memory[f"{tool}_bytes"] = peak_memory(run).bytes
             if tool == "theirs" and turn < ROUNDS:
                 undo()
-    kept = method.plan(model, 0.9, context).masks.values()
-    other = [getattr(module, f"{parameter}_mask").bool() for module, parameter in places]
-    differ = sum(int((a != b).sum()) for a, b in zip(kept, other, strict=True))
+    kept = method.plan(model, 0.9, context).masks
+    other = {name: getattr(named[name][0], f"{named[name][1]}_mask").bool() for name in prunable}
+    differ = sum(int((kept[name] != other[name]).sum()) for name in prunable)
     return {**memory, **{tool: min(taken) for tool, taken in times.items()}, "differ": differ}
 
 
@@ -247,9 +252,12 @@ def main() -> None:
         except Exception as problem:
             sys.exit(f"{type(problem).__name__}: {one_line(problem)}")
         return
+    try:
+        peers = ", ".join(f"{name} {version(name)}" for name in ("torch", *PEERS[args.work]))
+    except PackageNotFoundError as missing:
+        parser.error(f'{missing.name} is not installed: python -m pip install "pruning_bench[peers]"')
     row, header = ROWS[args.work]
     rows = [row(name, args.seconds) for name in args.models or usual]
-    peers = ", ".join(f"{name} {version(name)}" for name in ("torch", "torch-pruning"))
     print(tabulate(rows, header, tablefmt="github"))
     print(f"\n{peers}; one thread, the lowest of {ROUNDS} times")
 

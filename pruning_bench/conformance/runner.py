@@ -10,7 +10,7 @@ import pytest
 
 from pruning_bench.conformance.pruning_checks import checks_for_pruning
 from pruning_bench.conformance.strategies import Subject
-from pruning_bench.errors import PluginError
+from pruning_bench.errors import PluginError, one_line
 from pruning_bench.pruning.contract import PruningTags
 from pruning_bench.quantization.contract import QuantizationTags
 
@@ -22,8 +22,8 @@ def checks_for(
 ) -> list[tuple[str, Callable[[Any], None]]]:
     """The checks of a method by name, each called with the method; chosen by its tags.
 
-    A check that fails raises `AssertionError` with the method, the check and the counterexample; so does one that meets
-    an exception which the contract does not allow.
+    A check that fails raises `AssertionError` with the method, the check and the counterexample; one that meets an
+    exception which the contract does not allow raises `CheckCrashedError`.
 
     Args:
         method: a pruning or quantization method, or its class, taken with its default options.
@@ -67,10 +67,14 @@ def _named(name: str, check: Callable[[Any], None]) -> Callable[[Any], None]:
         except AssertionError as failure:
             raise AssertionError(f"{label(method)} fails {name}: {failure}") from failure
         except Exception as error:
-            found = f"raises {type(error).__name__}: {error}"
-            raise AssertionError(f"{label(method)} fails {name}: {found}") from error
+            found = f"{type(error).__name__}: {one_line(error)} in {name}"
+            raise CheckCrashedError(label(method), found, "a check that runs to its end") from error
 
     return run
+
+
+class CheckCrashedError(PluginError):
+    """A check neither held nor failed: the method, or what it needs, broke; never an expected failure."""
 
 
 def check_method(method: Any, subjects: Sequence[Subject] | None = None, graphs: int = 0) -> None:
@@ -80,6 +84,7 @@ def check_method(method: Any, subjects: Sequence[Subject] | None = None, graphs:
 
     Raises:
         AssertionError: the first check that fails, with the method, the check and the counterexample.
+        CheckCrashedError: the first check that does not run to its end.
         PluginError: no such method.
     Example:
         >>> from dataclasses import dataclass

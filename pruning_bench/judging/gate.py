@@ -14,7 +14,16 @@ from pruning_bench.judging.case_ids import case_of, group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.seeds import judge_seeds
 from pruning_bench.judging.statistics import holm
-from pruning_bench.judging.verdicts import SEVERITY, WHOLE_CASE, Verdict, direction, finished, incomparable, judge
+from pruning_bench.judging.verdicts import (
+    SEVERITY,
+    WHOLE_CASE,
+    Verdict,
+    comparable,
+    direction,
+    finished,
+    incomparable,
+    judge,
+)
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run, merge
 
 EXIT_PASS, EXIT_FAIL, EXIT_NOT_JUDGED, EXIT_INVALID = 0, 1, 2, 6
@@ -251,7 +260,7 @@ def _state(measurements: Iterable[Measurement], lines: Lines) -> dict[str, State
     state: dict[str, State] = {}
     for m in measurements:
         then = lines.get((m.case_id, m.metric))
-        if m.rule in STATE and then is not None and m.value > 0:
+        if m.rule in STATE and then is not None and m.value > 0 and not comparable(m, then):
             state.setdefault(m.case_id, {})[STATE[m.rule]] = math.log(m.value / then.value)
     return state
 

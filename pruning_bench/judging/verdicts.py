@@ -341,13 +341,16 @@ def _in_words(drift: float, policy: Policy) -> str:
 def _canary(verdict: Verdict, now: Measurement, then: BaselineLine, policy: Policy, machine: float) -> Verdict:
     """The anchor's own absolute time: a loose bound that a slower dense model trips, and a slower machine does not.
 
-    change = now / (then * max(1, yardstick now / yardstick then)) - 1
+        change = now / (then * max(1, yardstick now / yardstick then)) - 1
+
+    A change that only the yardstick excuses is INCONCLUSIVE, so that it is seen: what slows the whole process, such as
+    other threads in it, slows both.
     """
     slower = max(0.0, machine)
     change = now.value / (then.value * math.exp(slower)) - 1
     worse = direction(now.better) * change
-    beyond = worse > policy.canary
-    outcome = Outcome.REGRESSED if beyond else Outcome.PASS
+    beyond, excused = worse > policy.canary, direction(now.better) * (now.value / then.value - 1) > policy.canary
+    outcome = Outcome.REGRESSED if beyond else Outcome.INCONCLUSIVE if excused else Outcome.PASS
     note = (
         f"beyond a machine that is itself {math.expm1(slower):.0%} slower"
         if slower > math.log1p(policy.speed_floor)

@@ -26,6 +26,9 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
     element in order (1 = stored; the first is the highest of its byte), and `name:values`, the stored elements, where
     that takes fewer bytes. Elements that are not stored are +0; -0 is stored.
 
+    Raises:
+        CheckpointError: a tensor has the name that one of these would have.
+
     Example:
         >>> stored, shapes = pack({"a": torch.zeros(40, 20), "b": torch.ones(40, 20)})
         >>> {name: tensor.numel() for name, tensor in stored.items()}, shapes
@@ -38,6 +41,10 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
         if kept is None or not _is_smaller(tensor, int(kept.sum())):
             stored[name] = tensor
             continue
+        if taken := {name + _BITS, name + _VALUES} & {*tensors}:
+            raise CheckpointError(
+                "save", f"a tensor {min(taken)} beside {name}", "names that packing leaves free", name
+            )
         shapes[name] = list(tensor.shape)
         stored[name + _BITS] = torch.from_numpy(np.packbits(kept.cpu().numpy()))
         stored[name + _VALUES] = tensor.detach().reshape(-1)[kept]
@@ -84,9 +91,10 @@ def _whole(name: str, shape: list[int], bits: Tensor, values: Tensor, path: Path
         found = f"{name}{_BITS} of {len(bits) if bits.dim() == 1 else tuple(bits.shape)} {bits.dtype}"
         raise _damaged(found, f"{-(-count // 8)} bytes for the shape {shape}", path)
     kept = torch.from_numpy(np.unpackbits(bits.numpy())).bool()
-    if values.dim() != 1 or kept[count:].any() or int(kept.sum()) != len(values):
-        found = f"{name}{_VALUES} of shape {tuple(values.shape)}"
-        raise _damaged(found, f"one for each of the {int(kept.sum())} bits, in the first {count}", path)
+    floating = values.is_floating_point()
+    if not floating or values.dim() != 1 or kept[count:].any() or int(kept.sum()) != len(values):
+        found = f"{name}{_VALUES} of shape {tuple(values.shape)}, {values.dtype}"
+        raise _damaged(found, f"a number for each of the {int(kept.sum())} bits, in the first {count}", path)
     whole = torch.zeros(count, dtype=values.dtype)
     whole[kept[:count]] = values
     return whole.view(shape)

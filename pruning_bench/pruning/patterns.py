@@ -81,13 +81,12 @@ def block_norms(scores: Tensor, block: int) -> Tensor:
     Args:
         scores: [outputs, inputs, ...kernel], any type.
     Returns:
-        [outputs, ...kernel, ceil(inputs / block)], float64 of float64, float32 of others.
+        [outputs, ...kernel, ceil(inputs / block)], float64: squares of float32 would overflow.
     Example:
         >>> block_norms(torch.tensor([[3.0, 3.0, 0.0, 0.0, 2.0]]), 2)
-        tensor([[3., 0., 2.]])
+        tensor([[3., 0., 2.]], dtype=torch.float64)
     """
-    last = scores.movedim(1, -1)
-    squares = last.to(torch.promote_types(last.dtype, torch.float32)).square()
+    squares = scores.movedim(1, -1).double().square()
     whole = squares.shape[-1] // block * block
     means = squares[..., :whole].reshape(*squares.shape[:-1], -1, block).mean(-1)
     return torch.cat(

@@ -5,6 +5,8 @@ also through products and exact division by literals. A reshape or split that is
 operator `pruning_bench.follow` before it, whose arguments name the tensors and dimensions that each size came from.
 Anything else that the code computes from a size (`c ** -0.5`, `c > 4`, `x / c`) is a constant of the graph: there the
 operator `pruning_bench.hold` says which dimensions must stay, so that the code computes the same after pruning.
+Not seen is what Python computes from an int without asking it (`math.log(c)`, `range(c)`, `x.shape.numel()`), nor
+code that reads a layer's attribute (`conv.out_channels`), which shrinks with the layer.
 """
 
 from __future__ import annotations
@@ -98,6 +100,22 @@ class Size(int):
         """A number like any other."""
         return -self.held()
 
+    def __pos__(self) -> int:
+        """A number like any other."""
+        return self.held()
+
+    def __abs__(self) -> int:
+        """A number like any other."""
+        return self.held()
+
+    def __invert__(self) -> int:
+        """A number like any other."""
+        return ~self.held()
+
+    def __round__(self, digits: Any = None) -> int:
+        """A number like any other."""
+        return round(self.held(), digits)
+
     def __eq__(self, other: object) -> Any:
         """Two sizes of dimensions that go together stay equal, or different."""
         if isinstance(other, Size) and len(self.sources) == len(other.sources) == 1:
@@ -136,6 +154,11 @@ for _name in ("add", "sub", "mod", "truediv", "pow"):
     setattr(Size, f"__{_name}__", _computed(getattr(operator, _name), False))
     setattr(Size, f"__r{_name}__", _computed(getattr(operator, _name), True))
 Size.__rfloordiv__ = _computed(operator.floordiv, True)  # type: ignore[method-assign,assignment]
+for _name in ("lshift", "rshift", "and_", "or_", "xor"):
+    setattr(Size, f"__{_name.rstrip('_')}__", _computed(getattr(operator, _name), False))
+    setattr(Size, f"__r{_name.rstrip('_')}__", _computed(getattr(operator, _name), True))
+Size.__divmod__ = _computed(divmod, False)  # type: ignore[method-assign,assignment]
+Size.__rdivmod__ = _computed(divmod, True)  # type: ignore[method-assign,assignment]
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _computed(getattr(operator, _name), False))
 
@@ -199,6 +222,8 @@ def _without_sources(arguments: Any) -> Any:
     if type(arguments) in (tuple, list, torch.Size):
         changed = [_without_sources(argument) for argument in arguments]
         return changed if isinstance(arguments, list) else tuple(changed)
+    if isinstance(arguments, slice):
+        return slice(*_without_sources((arguments.start, arguments.stop, arguments.step)))
     return _plain(arguments) if isinstance(arguments, Size) else arguments
 
 
@@ -208,6 +233,8 @@ def _sizes_in(arguments: Any) -> list[Size]:
         return [arguments]
     if isinstance(arguments, dict):
         arguments = tuple(arguments.values())
+    if isinstance(arguments, slice):
+        arguments = (arguments.start, arguments.stop, arguments.step)
     if type(arguments) in (tuple, list, torch.Size):
         return [size for argument in arguments for size in _sizes_in(argument)]
     return []

@@ -5,8 +5,8 @@ A value gets a point when it is
 * the output of a convolution, a linear layer, an addition of two tensors or an average pool, or
 * anything else that one of these reads, such as the model's input.
 
-An addition that a normalization or a softmax reads, or that reads an embedding or a parameter (a learned position),
-stays in float: around it nothing runs on integers. So do embeddings themselves.
+An addition that a normalization or a softmax reads, or that reads an embedding or (part of) a parameter, such as a
+learned position, stays in float: around it nothing runs on integers. So do embeddings themselves.
 
 The point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
 flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear
@@ -48,6 +48,7 @@ CARRIES = RELUS | {
     "aten.clone",
     "aten.contiguous",
 }
+PARTS = frozenset({"aten.alias", "aten.slice", "aten.select", "aten.expand"})
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,14 @@ def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
 def _is_add(node: Node, tensors: Mapping[str, str]) -> bool:
     """Is it the plain addition of two computed float tensors, among operators that run on integers?"""
     plain = operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
-    return plain and not _among_floats(node) and not any(value.name in tensors for value in node.all_input_nodes)
+    return plain and not _among_floats(node) and not any(_is_constant(value, tensors) for value in node.all_input_nodes)
+
+
+def _is_constant(node: Node, tensors: Mapping[str, str]) -> bool:
+    """Is it a parameter or buffer, or a part or another view of one?"""
+    if operator(node) in CARRIES | PARTS:
+        return all(_is_constant(value, tensors) for value in node.all_input_nodes[:1])
+    return node.name in tensors
 
 
 def _among_floats(node: Node) -> bool:

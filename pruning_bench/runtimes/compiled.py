@@ -23,6 +23,7 @@ from pruning_bench.quantization.lower import Rule, lower
 from pruning_bench.quantization.points import runnable
 from pruning_bench.runtimes import inductor
 from pruning_bench.runtimes.contract import (
+    Kernel,
     Session,
     clock_of,
     reason_without_device,
@@ -71,12 +72,7 @@ class Compiled:
         refuse_dynamic(self.name, compressed)
         graph = _graph(compressed, example_inputs, device)
         inputs = tuple(value.to(device) for value in example_inputs)
-        try:
-            with torch_threads(threads):
-                call, kernels = inductor.compile_graph(graph, inputs)
-        except Exception as error:
-            found = f"{type(error).__name__}: {one_line(error)}"
-            raise ModelError(self.name, found, "a model that torch.compile compiles", str(compressed.recipe)) from error
+        call, kernels = self._compiled(graph, inputs, compressed, threads)
         count = len(inputs[0])
 
         def run(*inputs: Tensor) -> Tensor:
@@ -87,12 +83,21 @@ class Compiled:
             bound = tuple(value.to(device, copy=True) for value in inputs)
             timed = call
             if any(value.shape != example.shape for value, example in zip(bound, example_inputs, strict=True)):
-                with torch_threads(threads):
-                    timed, _ = inductor.compile_graph(_graph(compressed, example_inputs, device), bound)
+                timed, _ = self._compiled(_graph(compressed, example_inputs, device), bound, compressed, threads)
             torch.set_num_threads(threads)
             return torch.inference_mode()(lambda: timed(*bound))
 
         return Session(run, bind, kernels, clock=clock_of(device), concurrent=device == "cpu")
+
+    def _compiled(
+        self, graph: fx.GraphModule, inputs: tuple[Tensor, ...], compressed: Compressed, threads: int
+    ) -> tuple[Callable[..., Tensor], tuple[Kernel, ...]]:
+        try:
+            with torch_threads(threads):
+                return inductor.compile_graph(graph, inputs)
+        except Exception as error:
+            found = f"{type(error).__name__}: {one_line(error)}"
+            raise ModelError(self.name, found, "a model that torch.compile compiles", str(compressed.recipe)) from error
 
 
 def _graph(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: str) -> fx.GraphModule:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from pruning_bench.conformance import plan_checks, pruning_checks, quantization_checks
-from pruning_bench.conformance.runner import check_method, checks_for, label, parametrize_with_checks
+from pruning_bench.conformance.runner import (
+    CheckCrashedError,
+    check_method,
+    checks_for,
+    label,
+    parametrize_with_checks,
+)
 from pruning_bench.conformance.strategies import GraphSpec, Subject, small_subjects
 from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError, PluginError
@@ -261,7 +267,7 @@ def test_the_check_rejects(check: str, planner: Planner, tags: PruningTags) -> N
 
 def test_an_error_of_another_type_fails_the_check_of_levels_by_name() -> None:
     mutant = Mutant(raises_something_else)
-    with pytest.raises(AssertionError, match=r"^mutant.* fails bad_levels: raises ValueError: 1\.0$"):
+    with pytest.raises(CheckCrashedError, match=r"^mutant.*: ValueError: 1\.0 in bad_levels, should be a check that"):
         dict(checks_for(mutant))["bad_levels"](mutant)
 
 
@@ -309,7 +315,7 @@ def test_random_graphs_that_a_method_always_refuses_prove_nothing(only: Callable
     def refuses(model: nn.Module, level: float, context: Context) -> ChannelPlan:
         raise ModelError("mutant", "a model", "another one")
 
-    with pytest.raises(AssertionError, match="fails random_graphs: raises Unsatisfiable"):
+    with pytest.raises(CheckCrashedError, match=r"Unsatisfiable.* in random_graphs"):
         dict(checks_for(Mutant(refuses, CHANNEL), graphs=1))["random_graphs"](Mutant(refuses, CHANNEL))
 
 
@@ -332,6 +338,23 @@ def test_every_check_has_a_mutant() -> None:
 def test_what_is_no_method_is_refused_in_one_line(thing: Any) -> None:
     with pytest.raises(PluginError, match=r"^check_method: tags of type NoneType, should be a pruning or quant"):
         check_method(thing)
+
+
+@dataclass(frozen=True)
+class Crashing:
+    """Its plan does not run; its tags excuse a failure."""
+
+    name: ClassVar[str] = "crashing"
+    tags: ClassVar[PruningTags] = PruningTags(structure="element", expected_failures={"counts": "it counts otherwise"})
+
+    def plan(self, model: nn.Module, level: float, context: Context) -> MaskPlan:
+        raise TypeError("a slip of the pen")
+
+
+def test_a_crash_is_no_expected_failure() -> None:
+    with pytest.raises(CheckCrashedError, match=r"^crashing: TypeError: a slip of the pen in counts, should be"):
+        check_method(Crashing)
+    assert not issubclass(CheckCrashedError, AssertionError), "a strict xfail would take it for the failure"
 
 
 def test_a_class_is_as_good_as_a_method() -> None:

@@ -129,3 +129,8 @@ def test_what_does_not_fit_together_is_one_clear_error(spoilt: str) -> None:
 def test_a_card_that_lists_no_shapes_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"sparse \[1\]"):
         unpack({}, {"sparse": [1]}, FILE)
+
+
+def test_a_name_that_packing_needs_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"^save: a tensor a:bits beside a, should be names that packing"):
+        pack({"a": torch.zeros(40, 20), "a:bits": torch.ones(3)})

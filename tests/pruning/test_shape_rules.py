@@ -251,6 +251,11 @@ def counted(net: Any, images: Tensor) -> Tensor:
     return features / (features.numel() / features.shape[0])
 
 
+def cut_behind(net: Any, images: Tensor) -> Tensor:
+    features = net.first(images)
+    return torch.cat([features, net.second(images)[:, features.shape[1] // 2 :]], 1)
+
+
 def decided(net: Any, images: Tensor) -> Tensor:
     features = net.first(images)
     return features * 2 if features.shape[1] > 6 else features
@@ -289,6 +294,9 @@ KEPT: dict[str, tuple[nn.Module, str, str]] = {
     "a scale": (Net(scaled), "first", "the code computes with its size"),
     "a divisor": (Net(divided), "first", "the code computes with its size"),
     "a root": (Net(rooted), "first", "the code computes with its size"),
+    "a shift": (Net(lambda n, x: n.first(x) * (n.first(x).shape[1] >> 1)), "first", "the code computes with its size"),
+    "a remainder": (Net(lambda n, x: n.first(x) * divmod(n.first(x).shape[1], 3)[1]), "first", "the code computes"),
+    "a cut": (Net(cut_behind), "first", "the code computes with its size"),
     "a count": (Net(counted), "first", "the code computes with its size"),
     "a decision": (Net(decided), "first", "the code computes with its size"),
     "a comparison of channels that part": (Net(compared), "first", "its size follows that of other channels"),

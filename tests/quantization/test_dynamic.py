@@ -178,8 +178,17 @@ class Positions(nn.Module):
         return y
 
 
-def test_a_learned_position_is_added_in_float() -> None:
-    model, x = Positions().eval(), torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(3))
+class Sliced(Positions):
+    """The same with as many of the positions as there are tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x + self.position[:, : x.shape[1]]) + x)
+        return y
+
+
+@pytest.mark.parametrize("kind", [Positions, Sliced])
+def test_a_learned_position_is_added_in_float(kind: type[nn.Module]) -> None:
+    model, x = kind().eval(), torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(3))
     points = find_points(export(model, (x[:1],)))
     assert [*points.values] == ["input", "add", "first.linear", "add_1"], f"{points.values}; position has a point"
     made = compress(model, "static:w8a8", example_inputs=(x[:1],), calibration=[(x,)])

@@ -94,6 +94,7 @@ class SparseGPT:
             masks[name] = from_matrices(kept, weight.shape).cpu()
             if not torch.equal(masks[name], before):
                 new = from_matrices(values, weight.shape).to(weight.dtype)
+                require_finite(name, new, f"new values in {new.dtype}")
                 weight.data.copy_(new)
                 writes[name] = new.cpu()
         if isinstance(read, NofM):
