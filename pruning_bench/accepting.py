@@ -54,7 +54,7 @@ def accept(
 
 
 def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None, checkpoints: Path | None) -> Run:
-    """The run with each chosen speed and canary measured in enough fresh processes."""
+    """The run with each chosen speed and absolute time measured in enough fresh processes."""
     policy = Policy()
     chosen = [m for m in run.measurements if _is_chosen(m.case_id, only)]
     short = sorted({m.case_id for m in chosen if m.rule == "canary"})  # the dense ones too: they bring the controls

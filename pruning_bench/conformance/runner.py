@@ -39,11 +39,12 @@ def checks_for(
     method = _instance(method)
     if isinstance(method.tags, PruningTags):
         checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects, graphs)
+        known = {name for name, _ in checks} | {"random_graphs"}
     else:
         from pruning_bench.conformance.quantization_checks import checks_for_quantization  # heavy, not always wanted
 
         checks = checks_for_quantization(method)
-    known = {name for name, _ in checks} | {"random_graphs"}
+        known = {name for name, _ in checks}
     if unknown := sorted(set(method.tags.expected_failures) - known):
         raise PluginError(label(method), f"expected failures {unknown}", f"among {sorted(known)}")
     return [(name, _named(name, check)) for name, check in checks]

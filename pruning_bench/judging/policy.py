@@ -23,7 +23,7 @@ class Policy:
             deviation: a machine that is busier than at the baseline does not slow all code alike.
         promised_spread: up to this standard deviation between processes a slow-down of `promised_slowdown` is found.
         promised_slowdown: see above; relative change of time.
-        canary: relative change of the anchor's own absolute time that counts as worse.
+        canary: relative change of the anchor's own absolute time, beyond the yardstick's, that counts as worse.
         accuracy_p: largest p-value, after Holm's correction, of an accuracy regression.
         accuracy_margin: a drop of accuracy (a share) up to this is never a regression.
         collapse_margin: a drop beyond this counts even where too few seeds are there to test a recipe that trains.
