@@ -59,7 +59,10 @@ def save(
         "options": dict(options or {}),
         "recipe": str(compressed.recipe),
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
-        "ranges": {name: [a.low, a.high, a.axis] for name, a in _affines(compressed.quant_plan).items()},
+        "ranges": {
+            name: [a.low, a.high, a.axis, *([a.group] if a.group else [])]
+            for name, a in _affines(compressed.quant_plan).items()
+        },
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
         **({KEY: packed} if packed else {}),
@@ -133,6 +136,11 @@ def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
     return {**plan.weights, **{_ACTIVATION + point: affine for point, affine in plan.activations.items()}}
 
 
+def _range(affine: Affine) -> list[int | None]:
+    """What the card says of an affine: lowest and highest code, axis, and the size of groups if there are any."""
+    return [affine.low, affine.high, affine.axis, *([] if affine.group is None else [affine.group])]
+
+
 def _read(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[recipe.Recipe, tuple[Tensor, ...], QuantPlan | None]:
@@ -157,8 +165,8 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
     if not ranges:
         return None
     affines = {
-        name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis)
-        for name, (low, high, axis) in ranges.items()
+        name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis, *group)
+        for name, (low, high, axis, *group) in ranges.items()
     }
     return QuantPlan(
         weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},

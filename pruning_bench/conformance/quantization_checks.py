@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.graphs import export
-from pruning_bench.quantization.affine import fake_quantize, quantize
+from pruning_bench.quantization.affine import fake_quantize, quantize, spread
 from pruning_bench.quantization.contract import Affine, QuantizationMethod, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import simulate
@@ -277,16 +277,12 @@ def differences(first: QuantPlan, second: QuantPlan) -> list[str]:
 
 def _same(a: object, b: object) -> bool:
     if isinstance(a, Affine) and isinstance(b, Affine):
-        ranges = (a.low, a.high, a.axis) == (b.low, b.high, b.axis)
+        ranges = (a.low, a.high, a.axis, a.group) == (b.low, b.high, b.axis, b.group)
         return ranges and torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def _spread(affine: Affine, x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point in float64, shaped to broadcast against `x`."""
-    scale, zero = affine.scale.double(), affine.zero_point.double()
-    if affine.axis is None:
-        return scale, zero
-    shape = [1] * x.dim()
-    shape[affine.axis] = -1
-    return scale.view(shape), zero.view(shape)
+    scale, zero = spread(affine, x.shape)
+    return scale.double(), zero.double()

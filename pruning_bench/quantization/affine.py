@@ -11,6 +11,9 @@ arXiv 1712.05877.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -40,7 +43,14 @@ def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 def choose_affine(
-    lowest: Tensor, highest: Tensor, bits: int, *, symmetric: bool, axis: int | None = None, who: str = WHO
+    lowest: Tensor,
+    highest: Tensor,
+    bits: int,
+    *,
+    symmetric: bool,
+    axis: int | None = None,
+    group: int | None = None,
+    who: str = WHO,
 ) -> Affine:
     """The affine that spans the observed range, widened to hold zero, which gets a code of its own.
 
@@ -50,9 +60,10 @@ def choose_affine(
     A range of zero gets the scale of the range [0, 1]; others never go below `SMALLEST_SCALE`.
 
     Args:
-        lowest, highest: observed values; any float dtype, shape [] or [channels].
+        lowest, highest: observed values; any float dtype, shape [], [channels] or [channels, groups].
         bits: 2 to 8.
-        axis: the channel dimension when the shape is [channels].
+        axis: the channel dimension when the shape is not [].
+        group: columns that share a scale when the shape is [channels, groups].
         who: who to name in an error.
     Raises:
         ModelError: a bound is not finite, or lowest > highest.
@@ -69,7 +80,7 @@ def choose_affine(
     span = torch.where(span == 0, 1.0, span)
     scale = (span / steps).clamp(min=SMALLEST_SCALE).float()
     zero_point = torch.zeros_like(scale) if symmetric else (low - torch.round(least / scale)).clamp(low, high)
-    return Affine(scale, zero_point.to(torch.int32), low, high, axis)
+    return Affine(scale, zero_point.to(torch.int32), low, high, axis, group)
 
 
 def quantize(x: Tensor, affine: Affine) -> Tensor:
@@ -80,13 +91,13 @@ def quantize(x: Tensor, affine: Affine) -> Tensor:
         >>> quantize(torch.tensor([-1.0, 0.0, 1.0, 9.0]), affine)
         tensor([  0,   0, 100, 255], dtype=torch.int32)
     """
-    scale, zero_point = spread(affine, x.dim())
+    scale, zero_point = spread(affine, x.shape)
     return (torch.round(x * (1 / scale)) + zero_point).clamp(affine.low, affine.high).to(torch.int32)
 
 
 def dequantize(codes: Tensor, affine: Affine) -> Tensor:
     """float32 values of integer codes (any integer dtype): (code - zero_point) * scale."""
-    scale, zero_point = spread(affine, codes.dim())
+    scale, zero_point = spread(affine, codes.shape)
     return (codes.to(torch.int32) - zero_point).float() * scale
 
 
@@ -95,13 +106,26 @@ def fake_quantize(x: Tensor, affine: Affine) -> Tensor:
     return dequantize(quantize(x, affine), affine)
 
 
-def spread(affine: Affine, dims: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point shaped to broadcast against a tensor of `dims` dimensions."""
+def spread(affine: Affine, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Scale and zero point shaped to broadcast against a tensor of `shape`.
+
+    Example:
+        >>> groups = choose_affine(torch.zeros(2, 2), torch.ones(2, 2), 4, symmetric=False, axis=0, group=3)
+        >>> [tuple(part.shape) for part in spread(groups, (2, 5))]
+        [(2, 5), (2, 5)]
+    """
     if affine.axis is None:
         return affine.scale, affine.zero_point
-    shape = [1] * dims
-    shape[affine.axis] = -1
-    return affine.scale.view(shape), affine.zero_point.view(shape)
+    if affine.group is None:
+        wide = [1] * len(shape)
+        wide[affine.axis] = -1
+        return affine.scale.view(wide), affine.zero_point.view(wide)
+    columns = prod(shape[1:])
+    scale, zero_point = (
+        part.repeat_interleave(affine.group, 1)[:, :columns].reshape(tuple(shape))
+        for part in (affine.scale, affine.zero_point)
+    )
+    return scale, zero_point
 
 
 def _check_range(lowest: Tensor, highest: Tensor, who: str) -> None:

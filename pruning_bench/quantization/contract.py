@@ -43,10 +43,12 @@ class Affine:
     """code = clamp(round(x / scale) + zero_point, low, high); x ~ (code - zero_point) * scale.
 
     Args:
-        scale: float32, positive and finite; shape [] (per tensor) or [channels] (per channel).
+        scale: float32, positive and finite; shape [] (per tensor), [channels] (per channel) or [channels, groups].
         zero_point: int32, same shape, in [low, high].
         low, high: the range of the codes, inclusive; int8 is -128..127, narrow int8 -127..127.
         axis: the channel dimension of `scale`, None when per tensor.
+        group: of a weight, seen as [channels, columns]: how many columns in a row share a scale (the last group may be
+            shorter); `axis` is 0 then. None without groups.
     """
 
     scale: Tensor
@@ -54,6 +56,7 @@ class Affine:
     low: int
     high: int
     axis: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -335,8 +336,12 @@ def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) ->
         if name not in points.layers.values():
             raise PlanError(WHO, f"weight {name!r}", closest(name, points.layers.values()), "weights")
         channels = 1 if affine.axis is None else parameters[name].shape[affine.axis]
-        if affine.scale.numel() != channels:
-            raise PlanError(WHO, f"{affine.scale.numel()} scales", f"{channels}", f"weights {name}")
+        groups = 1 if affine.group is None else ceil(parameters[name][0].numel() / affine.group)
+        if affine.scale.numel() != channels * groups:
+            raise PlanError(WHO, f"{affine.scale.numel()} scales", f"{channels * groups}", f"weights {name}")
+        if affine.group is not None and (affine.axis != 0 or plan.activations or plan.dynamic):
+            found = "scales per group beside quantized activations" if affine.axis == 0 else f"axis {affine.axis}"
+            raise PlanError(WHO, found, "groups of weights alone, along axis 0", f"weights {name}")
     for name in plan.activations:
         if name not in points.values:
             raise PlanError(WHO, f"point {name!r}", closest(name, points.values), "activations")

@@ -25,6 +25,31 @@ def value_range(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     return (x.amin(others), x.amax(others)) if others else (x, x)
 
 
+def weight_range(weight: Tensor, granularity: str, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of a weight: [] per tensor, [channels] per channel, [channels, groups] per group.
+
+    Args:
+        granularity: "per_tensor", "per_channel" (dimension 0) or "per_group".
+        group: columns per group, of the weight seen as [channels, columns]; the last group may be shorter.
+    Example:
+        >>> weight_range(torch.tensor([[1.0, 2.0, -3.0]]), "per_group", 2)
+        (tensor([[ 1., -3.]]), tensor([[ 2., -3.]]))
+    """
+    if granularity == "per_tensor":
+        return value_range(weight)
+    if granularity == "per_channel":
+        return value_range(weight, 0)
+    assert group is not None
+    rows = weight.flatten(1)
+    full = rows.shape[1] // group * group
+    parts = [rows[:, :full].unflatten(1, (-1, group))] if full else []
+    lowest, highest = [p.amin(2) for p in parts], [p.amax(2) for p in parts]
+    if full < rows.shape[1]:
+        lowest.append(rows[:, full:].amin(1, keepdim=True))
+        highest.append(rows[:, full:].amax(1, keepdim=True))
+    return torch.cat(lowest, 1), torch.cat(highest, 1)
+
+
 @dataclass(frozen=True)
 class MinMax:
     """Running minimum and maximum; a value: `update` returns a new one.

@@ -13,7 +13,8 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.quantization.integer import BIAS_LIMIT, bias_affine, bias_codes
 from pruning_bench.quantization.lower import simulate
-from pruning_bench.quantization.methods.static import LARGEST_BIAS_CODE, Static
+from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.plans import LARGEST_BIAS_CODE
 
 METHOD = Static()
 

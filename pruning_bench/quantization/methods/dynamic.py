@@ -9,12 +9,9 @@ from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.graphs import export, operator
-from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.graphs import operator
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
-from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.observers import value_range
-from pruning_bench.quantization.points import find_points
+from pruning_bench.quantization.plans import choose_weight, prepare
 from pruning_bench.recipe import bits_of
 
 
@@ -50,21 +47,12 @@ class Dynamic:
         bits = bits_of(self.name, level)
         if bits.activations != 8:
             raise LevelError(self.name, f"level {bits}", "8 bits for activations, such as w8a8")
-        folded = fold_batch_norms(model, context.example_inputs)
-        program = export(folded, context.example_inputs)
-        points = find_points(program)
-        linear = {node.name for node in program.graph.nodes if operator(node) == "aten.linear"}
-        names = dict.fromkeys(weight for node, weight in points.layers.items() if node in linear)
+        prepared = prepare(model, context, self.name)
+        linear = {node.name for node in prepared.program.graph.nodes if operator(node) == "aten.linear"}
+        names = dict.fromkeys(weight for node, weight in prepared.points.layers.items() if node in linear)
         if not names:
             raise ModelError(self.name, "no linear layer", "at least one to quantize")
-        axis = 0 if self.granularity == "per_channel" else None
-        parameters = dict(folded.named_parameters(remove_duplicate=False))
+        weights = prepared.weights
         return QuantPlan(
-            {
-                name: choose_affine(
-                    *value_range(parameters[name].detach(), axis), bits.weights, symmetric=True, axis=axis
-                )
-                for name in names
-            },
-            dynamic=True,
+            {name: choose_weight(weights[name], bits.weights, self.granularity) for name in names}, dynamic=True
         )

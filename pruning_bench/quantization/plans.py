@@ -1,0 +1,140 @@
+"""What the methods that quantize weights and activations share: the folded model, ranges of weights and of points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from pruning_bench.contracts import Context
+from pruning_bench.errors import ModelError
+from pruning_bench.graphs import export
+from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.observers import MinMax, weight_range
+from pruning_bench.quantization.points import Points, find_points, runnable
+
+LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as plans see it.
+
+    Args:
+        folded: a copy whose batch norm is folded; parameter names of plans are its names.
+        program: its exported graph.
+        points: where the canonical plan quantizes.
+    """
+
+    folded: nn.Module
+    program: ExportedProgram
+    points: Points
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> parameter, shared ones under each of their names."""
+        return {name: p.detach() for name, p in self.folded.named_parameters(remove_duplicate=False)}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of convolutions and linear layers, in the order of the graph."""
+        parameters = self.parameters
+        return {name: parameters[name] for name in dict.fromkeys(self.points.layers.values())}
+
+
+def prepare(model: nn.Module, context: Context, who: str) -> Prepared:
+    """Folds and exports `model`, which is not changed.
+
+    Raises:
+        ModelError: nothing to quantize, or a model that cannot be exported.
+    """
+    folded = fold_batch_norms(model, context.example_inputs)
+    program = export(folded, context.example_inputs)
+    points = find_points(program)
+    if not points.layers:
+        raise ModelError(who, "no convolution or linear layer", "at least one to quantize")
+    return Prepared(folded, program, points)
+
+
+def choose_weight(weight: Tensor, bits: int, granularity: str, group: int | None = None) -> Affine:
+    """The symmetric affine that spans a weight, one scale per tensor, channel (dimension 0) or group of columns."""
+    ends = weight_range(weight, granularity, group)
+    axis = None if granularity == "per_tensor" else 0
+    return choose_affine(*ends, bits, symmetric=True, axis=axis, group=group if granularity == "per_group" else None)
+
+
+def choose_activations(
+    prepared: Prepared, bits: int, calibration: Sequence[tuple[Tensor, ...]], who: str
+) -> dict[str, Affine]:
+    """The unsigned asymmetric affine of every point, by the range of its value over the calibration batches.
+
+    Raises:
+        ModelError: as `observe`.
+    """
+    seen = observe(prepared.program, prepared.points, calibration, who)
+    return {name: range_.affine(bits, symmetric=False, who=who) for name, range_ in seen.items()}
+
+
+def observe(
+    program: ExportedProgram, points: Points, calibration: Sequence[tuple[Tensor, ...]], who: str
+) -> dict[str, MinMax]:
+    """The range of the value at every point over the calibration batches, run in float.
+
+    Raises:
+        ModelError: a batch is empty, not finite, makes a value that is not, or does not fit the model.
+    """
+    observer = _Observer(program, points, who)
+    with torch.no_grad():
+        for number, batch in enumerate(calibration):
+            try:
+                observer.run(*batch)
+            except (RuntimeError, TypeError, IndexError) as error:
+                found = f"a batch that does not run ({str(error).splitlines()[0]})"
+                raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error
+    return {name: observer.seen[name] for name in points.values}
+
+
+class _Observer(fx.Interpreter):
+    """Runs the graph and watches the values at the points."""
+
+    def __init__(self, program: ExportedProgram, points: Points, who: str) -> None:
+        module, nodes = runnable(program)
+        super().__init__(module)
+        self.extra_traceback = False  # else every error's message grows by the node that ran
+        self.who, self.at = who, {nodes[node]: name for name, node in points.values.items()}
+        self.seen = {name: MinMax() for name in points.values}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if name := self.at.get(n):
+            self.seen[name] = self.seen[name].update(value, self.who, name)
+        return value
+
+
+def fit_biases(
+    weights: Mapping[str, Affine],
+    activations: Mapping[str, Affine],
+    prepared: Prepared,
+) -> dict[str, Affine]:
+    """Widens the weight scale of a channel whose bias has no int32 code: |bias| <= 2^30 * s_x * s_w.
+
+    Such channels have weights that are tiny beside their bias (a batch norm switched them off): little is lost.
+    """
+    fitted, points, parameters = dict(weights), prepared.points, prepared.parameters
+    for node in prepared.program.graph.nodes:
+        weight = points.layers.get(node.name)
+        x = points.name_at(node.args[0].name) if weight else None
+        bias = parameters.get(weight.removesuffix("weight") + "bias") if weight else None
+        if weight is None or x is None or bias is None:
+            continue
+        affine = fitted[weight]
+        least = bias.detach().abs() / (activations[x].scale * LARGEST_BIAS_CODE)
+        least = least.amax() if affine.axis is None else least
+        fitted[weight] = replace(affine, scale=torch.maximum(affine.scale, least))
+    return fitted
