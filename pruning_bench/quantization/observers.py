@@ -42,7 +42,7 @@ def weight_range(weight: Tensor, granularity: str, group: int | None = None) -> 
     assert group is not None
     rows = weight.flatten(1)
     full = rows.shape[1] // group * group
-    parts = [rows[:, :full].unflatten(1, (-1, group))] if full else []
+    parts = [rows[:, :full].reshape(len(rows), -1, group)] if full else []
     lowest, highest = [p.amin(2) for p in parts], [p.amax(2) for p in parts]
     if full < rows.shape[1]:
         lowest.append(rows[:, full:].amin(1, keepdim=True))
