@@ -1,4 +1,4 @@
-"""Compressed models kept on disk between runs, each under the digest of all that it was made from.
+"""Compressed models, and what they are exported to, kept on disk between runs under the digest of all they come from.
 
 Not kept is what a file cannot tell (a model that a step rebuilt) and what cannot be told to be unchanged (a method
 whose source is not found). A method is taken for what it promises to be, a function of its arguments: files and
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import pruning_bench
-from pruning_bench.build_entries import UNFIT, decode, digest_tensors, encode, read_card, structure_of, tensors_of
+from pruning_bench.build_entries import (
+    UNFIT,
+    decode,
+    decode_bytes,
+    digest_tensors,
+    encode,
+    encode_bytes,
+    read_card,
+    structure_of,
+    tensors_of,
+)
 from pruning_bench.datasets.contract import Dataset
 from pruning_bench.engine import Compressed
 from pruning_bench.environment import current
@@ -33,6 +43,8 @@ from pruning_bench.errors import PruningBenchError
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
 from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
+
+T = TypeVar("T")
 
 FORMAT = 1
 FOLDER_VARIABLE, MIB_VARIABLE = "PRUNING_BENCH_CACHE", "PRUNING_BENCH_CACHE_MIB"
@@ -108,11 +120,29 @@ class BuildCache:
         if key is None:
             return make()
         path = self.folder / f"{name_of(key)}.safetensors"
-        if (served := self._read(path, order)) is not None:
+        if (served := self._read(path, lambda content: _decoded(content, order, path))) is not None:
             return served
         made = make()
         if key_of(order) == key:  # else a source was changed meanwhile
             self._keep(path, made, key, order)
+        return made
+
+    def serve_export(self, order: Order, kind: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes that `make` gives for the model of an order: from the folder, or made and kept there.
+
+        Args:
+            kind: all that the bytes depend on besides the order, such as the versions of exporters.
+        """
+        made_from = key_of(order) if self.limit else None
+        if made_from is None:
+            return make()
+        key = {**made_from, "export": kind}
+        path = self.folder / f"{name_of(key)}.safetensors"
+        if (served := self._read(path, lambda content: _decoded_bytes(content, path))) is not None:
+            return served
+        made = make()
+        if key_of(order) == made_from:
+            self._write(path, encode_bytes(made, {"key": key, "name": order.name}))
         return made
 
     def entries(self) -> list[Entry]:
@@ -145,14 +175,14 @@ class BuildCache:
                 found.append((path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda row: (row[2], row[0].name))
 
-    def _read(self, path: Path, order: Order) -> Compressed | None:
-        """The entry, if it is there and whole; a damaged one is deleted, with a warning."""
+    def _read(self, path: Path, decoded: Callable[[bytes], T]) -> T | None:
+        """The entry as `decoded` reads it, if it is there and whole; a damaged one is deleted, with a warning."""
         try:
             content = path.read_bytes()
         except OSError:
             return None
         try:
-            served = _decoded(content, order, path)
+            served = decoded(content)
         except UNFIT as problem:
             with suppress(OSError):
                 path.unlink()
@@ -171,6 +201,9 @@ class BuildCache:
                 return
         except UNFIT:  # it is more than a file can tell
             return
+        self._write(path, content)
+
+    def _write(self, path: Path, content: bytes) -> None:
         if len(content) > self.limit:
             return
         try:
@@ -282,11 +315,20 @@ def _decoded(content: bytes, order: Order, path: Path) -> Compressed:
     return served
 
 
+def _decoded_bytes(content: bytes, path: Path) -> bytes:
+    """The bytes of the entry at `path`; raises one of `UNFIT` unless the file is whole and of that name."""
+    served, card = decode_bytes(content)
+    if name_of(card["key"]) != path.stem:
+        raise ValueError("another key than its name says")
+    return served
+
+
 def _described(path: Path) -> tuple[str, str, str]:
     """Recipe, model and seed of an entry, for a list."""
     try:
         with path.open("rb") as stream:
             card = read_card(stream)
-        return str(card["key"]["recipe"]), str(card["name"]), str(card["key"]["seed"])
+        exported = " exported" if "export" in card["key"] else ""
+        return str(card["key"]["recipe"]) + exported, str(card["name"]), str(card["key"]["seed"])
     except UNFIT:
         return "unreadable", "", ""

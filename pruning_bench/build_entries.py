@@ -84,6 +84,21 @@ def decode(
     return Compressed(model, recipe, plans, _quant_plan(plans), inputs, dense), card
 
 
+def encode_bytes(made: bytes, about: Mapping[str, Any]) -> bytes:
+    """The file of what a model was exported to; `about` is its card."""
+    tensors, text = {"exported": torch.frombuffer(bytearray(made), dtype=torch.uint8)}, json.dumps(dict(about))
+    return save_tensors(tensors, {"card": digest_tensors(tensors, text) + text})
+
+
+def decode_bytes(content: bytes) -> tuple[bytes, dict[str, Any]]:
+    """What `encode_bytes` wrote, and its card; raises one of `UNFIT` unless it is whole."""
+    (digest, text), tensors = _card(io.BytesIO(content)), load_tensors(content)
+    if digest_tensors(tensors, text) != digest:
+        raise ValueError("another content than its digest says")
+    card: dict[str, Any] = json.loads(text)
+    return tensors["exported"].numpy().tobytes(), card
+
+
 def read_card(stream: IO[bytes]) -> dict[str, Any]:
     """The card of a file whose tensors are not read; raises one of `UNFIT`."""
     card: dict[str, Any] = json.loads(_card(stream)[1])

@@ -28,6 +28,7 @@ from pruning_bench.models.contract import ReferenceModel, build_model, first_ten
 from pruning_bench.quantization import lower
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session, torch_threads
+from pruning_bench.runtimes.onnx_export import serve_exports
 from pruning_bench.tasks import check_outputs, task_of
 
 CALIBRATION_IMAGES = 512
@@ -207,7 +208,9 @@ class Workbench:
             seed=case.seed,
             threads=threads,
         )
-        return self.cache.serve(order, made)
+        served, cache = self.cache.serve(order, made), self.cache
+        serve_exports(served, lambda kind, make: cache.serve_export(order, kind, make))
+        return served
 
     def _build(self, case: Case) -> Session:
         runtime = RUNTIMES[case.runtime]

@@ -36,6 +36,7 @@ from pruning_bench.models.checkpoints import save_checkpoint
 from pruning_bench.models.contract import ReferenceModel
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.registry import DATASETS, MODELS, STEPS
+from pruning_bench.runtimes import onnx_export
 from pruning_bench.training.contract import StepTags
 from pruning_bench.workbench import Workbench
 
@@ -206,6 +207,67 @@ def test_a_new_run_is_served_what_was_made(world: World, recipe: str) -> None:
 def test_dense_is_not_kept(world: World) -> None:
     world.compressed("dense")
     assert not world.files, world.files
+
+
+def exports(world: World, kind: str = "a", content: bytes = b"exported") -> list[bytes]:
+    """What had to be made to serve an export of the last order."""
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(content)
+        return content
+
+    assert world.cache.serve_export(world.orders[-1], kind, make) == b"exported", "another export than was made"
+    return made
+
+
+def test_an_export_is_made_once_for_each_kind_and_order(world: World) -> None:
+    world.compressed()
+    assert exports(world), "nothing was kept yet"
+    assert not exports(world, content=b"other"), "made again"
+    assert exports(world, kind="b"), "another kind was served"
+    world.compressed(seed=1)
+    assert exports(world), "that of another seed was served"
+    world.monkeypatch.setattr(build_cache, "package_digest", lambda: "another")
+    assert exports(world), "that of another package was served"
+
+
+def test_a_kind_that_the_key_forgets_is_caught(world: World) -> None:
+    """The mutant serves what another exporter made."""
+    whole = build_cache.name_of
+    world.monkeypatch.setattr(
+        build_cache, "name_of", lambda key: whole({name: value for name, value in key.items() if name != "export"})
+    )
+    world.compressed("dense")
+    exports(world)
+    assert not exports(world, kind="b"), "told all the same"
+
+
+def test_a_damaged_export_is_dropped_with_one_line_and_made_again(world: World) -> None:
+    world.compressed("dense")
+    exports(world)
+    (file,) = world.files
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="damaged entry"):
+        assert exports(world), "a damaged export was served"
+    assert not exports(world), "the new one is not served"
+
+
+def test_a_new_run_exports_nothing_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of the workbench and a runtime: the bytes, and so the predictions, are those that were exported."""
+    case, made = Case("net", "dots", "static:w8a8", "onnxruntime"), []
+    whole = onnx_export.export_onnx
+
+    def counted(*arguments: Any, **options: Any) -> bytes:
+        made.append(arguments)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(onnx_export, "export_onnx", counted)
+    outputs = [world.bench().logits(case), world.bench().logits(case), world.bench(cache=None).logits(case)]
+    assert len(made) == 2, f"exported {len(made)} times, should be in the first run and in the one without a cache"
+    assert torch.equal(outputs[0], outputs[1]), "a served export predicts otherwise"
+    assert torch.equal(outputs[0], outputs[2]), "exporting is not repeatable, so that serving proves nothing"
 
 
 def _other_default(world: World) -> dict[str, Any]:
@@ -393,7 +455,7 @@ def served_otherwise(world: World, content: bytes) -> bool:
     file.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        served = world.cache._read(file, world.orders[-1])
+        served = world.cache._read(file, lambda read: build_cache._decoded(read, world.orders[-1], file))
     file.write_bytes(whole)
     return served is not None and build_entries.encode(served, ABOUT) != build_entries.encode(
         build_entries.decode(whole, world.orders[-1].dense, served.recipe, served.example_inputs)[0], ABOUT

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,10 +20,23 @@ from pruning_bench.quantization.qdq import OPSET
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
+EXPORTERS = ("torch", "onnx", "onnxscript")
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
 
 
+Serve: TypeAlias = Callable[[str, Callable[[], bytes]], bytes]
+
 _EXPORTS: weakref.WeakKeyDictionary[Compressed, dict[object, bytes]] = weakref.WeakKeyDictionary()
+_SERVERS: weakref.WeakKeyDictionary[Compressed, Serve] = weakref.WeakKeyDictionary()
+
+
+def serve_exports(compressed: Compressed, serve: Serve) -> None:
+    """Exports of this model are asked for as `serve(kind, make)`, which may know them from an earlier run.
+
+    Args:
+        serve: must not hold `compressed`; `kind` is all that the bytes depend on besides the model.
+    """
+    _SERVERS[compressed] = serve
 
 
 def exported(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, saturating: bool = False) -> bytes:
@@ -29,7 +44,9 @@ def exported(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, satu
     exports = _EXPORTS.setdefault(compressed, {})
     kind = (saturating, *((value.shape, value.dtype) for value in example_inputs))
     if kind not in exports:
-        exports[kind] = export_onnx(compressed, example_inputs, saturating=saturating)
+        serve: Serve = _SERVERS.get(compressed, lambda _, make: make())
+        about = f"{kind} {[(name, metadata.version(name)) for name in EXPORTERS]}"
+        exports[kind] = serve(about, lambda: export_onnx(compressed, example_inputs, saturating=saturating))
     return exports[kind]
 
 
