@@ -70,7 +70,8 @@ class Mlp(nn.Module):
         self.first, self.second, self.last = nn.Linear(4, 40), nn.Linear(40, 30), nn.Linear(30, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        MACHINE.work("mlp", seconds_of(self))
+        if not torch.compiler.is_exporting():
+            MACHINE.work("mlp", seconds_of(self))
         out: Tensor = self.last(self.second(self.first(inputs).relu()).relu())
         return out
 
@@ -107,7 +108,7 @@ def test_calls_that_something_else_delayed_do_not_count(machine: Machine) -> Non
 
 @pytest.mark.parametrize(("limit", "clear"), [(0.9, True), (0.1, True), (0.25, False)])
 def test_timing_ends_when_the_side_is_clear(machine: Machine, limit: float, clear: bool) -> None:
-    relative_time(Takes("small", 0.25), Takes("dense", 1.0), INPUTS, limit)
+    relative_time(Takes("small", 1 / 256), Takes("dense", 1 / 64), INPUTS, limit)  # a quarter to the last bit
     pairs = MIN_PAIRS if clear else MAX_PAIRS
     assert 0 <= machine.runs["small"] - pairs < MAX_PAIRS - MIN_PAIRS, f"{machine.runs}, should be {pairs} and a warm-up"
 
