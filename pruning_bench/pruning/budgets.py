@@ -1,6 +1,7 @@
-"""What channels cost, and how many must go until a share of the multiply-accumulates or parameters is gone.
+"""What channels cost, and how many must go until a share of the multiply-accumulates, parameters or time is gone.
 
-The model runs once, to count; what any plan leaves then follows from the sizes that it leaves of each weight.
+To count, the model runs once; what any plan leaves then follows from the sizes that it leaves of each weight. To
+measure, the smaller model is made and timed, see `timing`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def fit_budget(
     scores: Mapping[str, Tensor],
     scope: Literal["layer", "global"],
     round_to: int,
-    cost: Callable[[Mapping[str, int]], int],
+    cost: Callable[[Mapping[str, int]], float],
+    steps: int | None = None,
 ) -> dict[str, int]:
     """How many channels of each coupling stay, so that at most (1 - level) of the cost is left and none goes in vain.
 
@@ -111,13 +113,19 @@ def fit_budget(
         level: share of the cost to remove, in [0, 1).
         budget: its name, for messages.
         round_to: what is kept of a coupling is a multiple of this, rounded up.
-        cost: coupling -> channels kept, to the cost of what is left; never falls when more is kept.
+        cost: coupling -> channels kept, to the cost of what is left; never falls when more is kept. Of a measured cost,
+            which may, the result is one of the counts whose cost fits and which with one step less did not.
+        steps: the channels go in so many steps of equal size, for a cost that cannot tell finer ones apart; None takes
+            them one by one.
     Raises:
         LevelError: not even the fewest channels fit; names the highest level that they reach.
     """
     order, sizes = removal_order(scores, scope), {name: len(values) for name, values in scores.items()}
 
-    def counts(gone: int) -> dict[str, int]:
+    last = len(order) if steps is None else min(steps, len(order))
+
+    def counts(step: int) -> dict[str, int]:
+        gone = step * len(order) // max(1, last)
         removed = np.bincount(order[:gone], minlength=len(sizes)).tolist()
         return {
             name: round_up(size - lost, size, round_to)
@@ -126,11 +134,14 @@ def fit_budget(
 
     whole = cost(sizes)
     limit = whole * (1 - Fraction(repr(level)))
-    least = cost(counts(len(order)))
+    if whole <= limit:
+        return sizes
+    least = cost(counts(last))
     if least > limit:
-        reach = math.floor(10_000 * (1 - Fraction(least, whole))) / 10_000
+        grain = 10_000 if steps is None else steps
+        reach = max(0, math.floor(grain * (1 - Fraction(least) / Fraction(whole)))) / grain
         raise LevelError(who, f"{level} of the {budget}", f"at most {reach}, which leaves the fewest channels possible")
-    low, high = 0, len(order)  # `high` fits; what is below `low` does not
+    low, high = 0, last  # `high` fits; what is below `low` does not
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(counts(middle)) <= limit else (middle + 1, high)

@@ -38,7 +38,7 @@ class Couplings:
 
     Args:
         units: (tensor, dimension) -> the unit of every index, int64 [size]; tensors are parameters and buffers.
-        groups: coupling -> its units in the order of its first producer; named after that producer's module.
+        groups: coupling -> its units, two or more, in the order of its first producer; named after that one's module.
         producers: coupling -> the (weight, dimension) pairs that make its channels, in forward order.
         untouched: "weight, dimension d" -> why some or all of it cannot be pruned.
     """
@@ -159,7 +159,7 @@ class Walk:
         self._values: dict[Node, Any] = {}
         self._edges: list[tuple[Labels, Labels]] = []
         self._pins: list[tuple[Labels, str]] = []
-        self._producers: dict[TensorDim, None] = {}
+        self._producers: dict[TensorDim, int] = {}  # with the size of the dimension
         self._reached: set[str] = set()
         self._requirements: list[tuple[Labels, Labels, int, str]] = []
 
@@ -256,7 +256,7 @@ class Walk:
     def produce(self, weight: Node, dim: int) -> None:
         """This dimension of a weight makes the channels that it labels."""
         if weight.name in self._names:
-            self._producers[self._tensor(weight), dim] = None
+            self._producers[self._tensor(weight), dim] = int(self.shape(weight)[dim])
 
     def _tensor(self, node: Node) -> str:
         name = self._names[node.name]
@@ -312,8 +312,10 @@ class Walk:
             pinned[units[pinned[units] < 0]] = at
         untouched: dict[str, str] = {}
         makers = _Makers(self._count)
-        for producer in self._producers:
+        for producer, size in self._producers.items():
             units = unit[self._tensors.get(producer, np.empty(0, np.int64))]
+            if size == 1:
+                untouched[f"{producer[0]}, dimension {producer[1]}"] = "a single channel"
             free = pinned[units] < 0
             makers.add(producer, units[free])
             if not free.all():

@@ -81,6 +81,19 @@ def pruned_count(numel: int, sparsity: float) -> int:
     return round(numel * Fraction(repr(float(sparsity))))
 
 
+def highest_sparsity(numel: int, most: int) -> float:
+    """The highest sparsity, in ten-thousandths, at which `pruned_count` removes at most `most` of `numel` weights.
+
+    Args:
+        most: in [0, numel).
+    Example:
+        >>> highest_sparsity(3, 2), pruned_count(3, 0.8333), pruned_count(3, 0.8334)
+        (0.8333, 2, 3)
+    """
+    at = min(10_000 * (2 * most + 1) // (2 * numel), 9_999)
+    return (at if pruned_count(numel, at / 10_000) <= most else at - 1) / 10_000
+
+
 def require_finite(name: str, values: Tensor, what: str = "weights") -> None:
     """Raises `ModelError` naming the tensor if it holds NaN or infinity."""
     if not values.numel() or not values.is_floating_point():

@@ -80,7 +80,11 @@ def miscounts_channels(model: nn.Module, level: float, context: Context) -> Chan
 
 
 def removes_more_channels(model: nn.Module, level: float, context: Context) -> ChannelPlan:
-    return L1Filter().plan(model, min(level + 0.2, 0.9), context)
+    return L1Filter().plan(model, min(level + 0.2, 0.7), context)
+
+
+def leaves_one_where_none_is_asked_for(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    return L1Filter().plan(model, min(level, 0.7), context)
 
 
 def draws_anew_for_each_level(model: nn.Module, level: float, context: Context) -> MaskPlan:
@@ -230,6 +234,7 @@ METHOD_MUTANTS: list[tuple[str, Planner, PruningTags]] = [
     ("nan_weights", does_not_name_the_tensor, ELEMENT),
     ("nothing_prunable", gives_an_empty_plan, ELEMENT),
     ("twin", pairs_wrong_channels, CHANNEL),
+    ("emptying_levels", leaves_one_where_none_is_asked_for, CHANNEL),
 ]
 
 
@@ -309,14 +314,27 @@ def test_random_graphs_reject_masks_that_miscount(only: Callable[[str], None]) -
         dict(checks_for(mutant, graphs=1))["random_graphs"](mutant)
 
 
-def test_random_graphs_that_a_method_always_refuses_prove_nothing(only: Callable[[str], None]) -> None:
-    only("gate")
+def refuses_above(most: int) -> Planner:
+    """L1 of networks whose last layer reads at most so many features, a refusal of all others."""
 
-    def refuses(model: nn.Module, level: float, context: Context) -> ChannelPlan:
-        raise ModelError("mutant", "a model", "another one")
+    def plan(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+        if model.get_parameter("classifier.weight").shape[1] > most:
+            raise ModelError("mutant", "a model", "another one")
+        return L1Filter().plan(model, level, context)
 
-    with pytest.raises(CheckCrashedError, match=r"Unsatisfiable.* in random_graphs"):
-        dict(checks_for(Mutant(refuses, CHANNEL), graphs=1))["random_graphs"](Mutant(refuses, CHANNEL))
+    return plan
+
+
+def test_random_graphs_that_a_method_mostly_refuses_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = st.builds(GraphSpec, st.tuples(st.tuples(st.just("gate"), st.integers(2, 9))))
+    monkeypatch.setattr(pruning_checks, "graph_specs", lambda most_blocks: specs)
+    mutant = Mutant(refuses_above(0), CHANNEL)
+    message = r"mutant refuses more than 2 random graphs: mutant: a model, should be another one \[mutant:0"
+    with pytest.raises(AssertionError, match=message):
+        dict(checks_for(mutant, graphs=1))["random_graphs"](mutant)
+    picky = Mutant(refuses_above(12), CHANNEL)  # of two or three channels: a quarter of the graphs
+    with pytest.raises(AssertionError, match="mutant refuses more than 2 random graphs"):
+        dict(checks_for(picky, graphs=4))["random_graphs"](picky)
 
 
 def test_every_check_has_a_mutant() -> None:
