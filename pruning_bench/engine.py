@@ -181,6 +181,8 @@ def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ModelError("compress", "weights on the device meta", "tensors with values", name)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError("compress", f"{bad} non-finite values", "finite weights", name)

@@ -89,7 +89,8 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
 
     Args:
         model: as it would be timed but in float; for a recipe that quantizes, the float model before it. Not changed.
-        example_inputs: positional arguments of the forward, tensors batch first; only the first example is run.
+        example_inputs: positional arguments of the forward, tensors batch first; only the first example is run. Model
+            and inputs may be on the device meta: sizes are all that is needed, and nothing counts as zero.
     Raises:
         ModelError: an operation that multiplies and that this count does not know.
 
@@ -105,7 +106,7 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
         model(*first)
     return Cost(
         params=sum(p.numel() for p in params),
-        nonzeros=sum(int(p.count_nonzero()) for p in params),
+        nonzeros=sum(map(_nonzeros, params)),
         layers=tuple(LayerCost(name, *macs) for name, macs in counter.macs.items()),
     )
 
@@ -145,7 +146,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weight = next((x for x in reversed(factors) if _address(x) in self._weights), None)
         name = ACTIVATIONS if weight is None else self._weights[_address(weight)][0]
         # Every element of a weight is used equally often, so the division leaves no rest.
-        effective = macs if weight is None or not macs else macs // weight.numel() * int(weight.count_nonzero())
+        effective = macs if weight is None or not macs else macs // weight.numel() * _nonzeros(weight)
         before = self.macs.get(name, (0, 0))
         self.macs[name] = (before[0] + macs, before[1] + effective)
 
@@ -159,9 +160,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._weights.setdefault(_address(made), (name, made))
 
 
+def _nonzeros(tensor: Tensor) -> int:
+    """Of a tensor without values, on the device meta, all count as not zero."""
+    return tensor.numel() if tensor.is_meta else int(tensor.count_nonzero())
+
+
 def _address(tensor: Tensor) -> int:
-    """The same for a tensor and its views."""
-    return tensor.untyped_storage().data_ptr()
+    """The same for a tensor and its views: where their storage is described, as the device meta has no memory."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager

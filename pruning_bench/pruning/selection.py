@@ -95,7 +95,9 @@ def highest_sparsity(numel: int, most: int) -> float:
 
 
 def require_finite(name: str, values: Tensor, what: str = "weights") -> None:
-    """Raises `ModelError` naming the tensor if it holds NaN or infinity."""
+    """Raises `ModelError` naming the tensor if it holds NaN or infinity, or no values at all."""
+    if values.is_meta:
+        raise ModelError(WHO, f"{what} on the device meta", "tensors with values", name)
     if not values.numel() or not values.is_floating_point():
         return
     with _one_thread():

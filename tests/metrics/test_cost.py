@@ -261,3 +261,21 @@ def test_what_cannot_be_counted_is_refused() -> None:
 def test_a_model_without_products_costs_nothing() -> None:
     cost = count_cost(nn.ReLU(), (torch.zeros(1, 2),))
     assert cost == Cost(0, 0), f"{cost}, should be nothing"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), (2, 2, 4, 4)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),
+    ],
+    ids=["convolution", "attention"],
+)
+def test_sizes_are_all_that_a_count_needs(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """On the device meta, where all tensors lie at the same address, each weight counts under its own name."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1)
+    expected = count_cost(model, (torch.ones(shape),))
+    found = count_cost(model.to("meta"), (torch.ones(shape, device="meta"),))
+    assert found == expected, f"{found}, should be {expected}"

@@ -173,6 +173,41 @@ def test_the_comparison_with_torch_rejects_one_swapped_weight() -> None:
         same_as_torch({"0.weight": swapped}, reference)
 
 
+def differs_in_ties_alone(found: Tensor, torchs: Tensor, scores: Tensor) -> None:
+    """As many go, and where the masks differ the score is the threshold, the largest that goes."""
+    assert found.sum() == torchs.sum(), f"{int(found.sum())} kept, should be {int(torchs.sum())}, as torch keeps"
+    threshold, other = scores[~found].max(), scores[found ^ torchs]
+    assert (other == threshold).all(), f"scores {other.tolist()} fall otherwise than torch's, not only {threshold}"
+
+
+def tied_scores(seed: int) -> Tensor:
+    """Weights, flat, of which every value comes some eight times."""
+    return torch.randint(-6, 7, (60,), generator=torch.Generator().manual_seed(seed)).abs() / 4 + 0.25
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_masks_differ_from_torchs_in_ties_alone(level: float) -> None:
+    """Ours take the ties that stand first; `torch.topk`, by which torch prunes, leaves open which of them it takes."""
+    for seed in range(5):
+        scores = tied_scores(seed)
+        torchs = torch_prune.L1Unstructured(amount=level).compute_mask(scores, torch.ones(60)).bool()
+        found = masks.keep_largest(scores, level)
+        differs_in_ties_alone(found, torchs, scores)
+        at = (scores == scores[~found].max()).nonzero().squeeze(1)
+        assert found[at].tolist() == sorted(found[at].tolist()), f"{found[at].tolist()} of the ties kept, in order"
+
+
+def test_the_comparison_of_ties_rejects_a_mask_that_takes_another_weight() -> None:
+    scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0])
+    kept = masks.keep_largest(scores, 0.4)
+    assert kept.tolist() == [False, False, True, True, True], f"{kept.tolist()}, should lose the first two ties"
+    differs_in_ties_alone(kept, torch.tensor([True, False, False, True, True]), scores)
+    with pytest.raises(AssertionError, match=r"scores \[1\.0, 2\.0\] fall otherwise"):
+        differs_in_ties_alone(kept, torch.tensor([True, False, True, False, True]), scores)
+    with pytest.raises(AssertionError, match="3 kept, should be 4"):
+        differs_in_ties_alone(kept, torch.tensor([True, False, True, True, True]), scores)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
