@@ -82,6 +82,11 @@ class QuantPlan:
     dynamic: bool = False
     dtype: str | None = None
 
+    @property
+    def weights_only(self) -> bool:
+        """Are weights quantized, and nothing that is computed?"""
+        return bool(self.weights) and not self.activations and not self.dynamic
+
 
 @runtime_checkable
 class QuantizationMethod(Protocol):
