@@ -10,7 +10,7 @@ from torch import nn
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
-from pruning_bench.quantization.plans import choose_weight, prepare
+from pruning_bench.quantization.plans import WeightObserverName, choose_weight, prepare
 from pruning_bench.recipe import bits_of
 
 
@@ -26,6 +26,7 @@ class Rtn:
 
     Args:
         group: columns of a weight, seen as [channels, columns], that share a scale; 0 for all of a channel.
+        observer: "minmax" takes the scale above, "mse" the smaller one, if any, whose squared error is least.
     """
 
     name: ClassVar[str] = "rtn"
@@ -38,6 +39,7 @@ class Rtn:
     )
 
     group: int = 0
+    observer: WeightObserverName = "minmax"
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
         """The plan for `model` with its batch norm folded.
@@ -56,5 +58,8 @@ class Rtn:
         weights = prepare(model, context, self.name).weights
         granularity = "per_group" if self.group else "per_channel"
         return QuantPlan(
-            {name: choose_weight(weight, bits.weights, granularity, self.group) for name, weight in weights.items()}
+            {
+                name: choose_weight(weight, bits.weights, granularity, self.group, self.observer)
+                for name, weight in weights.items()
+            }
         )
