@@ -1,7 +1,8 @@
 """Files of compressed models: safetensors beside a JSON card, written by `save` and read by `load`; never pickles.
 
-Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. Tensors of
-many zeros are packed (`models.packing`). A shipped dense checkpoint is read the same way.
+Quantized weights are stored as their integer codes, in as many bits as these need (`models.narrowing`); the scales of
+weights and activations stand beside them, zero points where there are any. Tensors of many zeros, codes too, are packed
+(`models.packing`). A shipped dense checkpoint is read the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
 from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
-from pruning_bench.models.packing import KEY, pack, unpack
+from pruning_bench.models.narrowing import NARROW, narrow, widen
+from pruning_bench.models.packing import KEY, VALUES, pack, unpack
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
@@ -51,7 +53,7 @@ def save(
         The card: model, options, recipe, example inputs, integer ranges, shapes of packed tensors, versions, sha256 of
         the file.
     """
-    stored, packed = pack(tensors_of(compressed))
+    stored, entries = _packed(compressed)
     card = {
         "format": FORMAT,
         "model": model,
@@ -59,13 +61,10 @@ def save(
         "options": dict(options or {}),
         "recipe": str(compressed.recipe),
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
-        "ranges": {
-            name: [a.low, a.high, a.axis, *([a.group] if a.group else [])]
-            for name, a in _affines(compressed.quant_plan).items()
-        },
+        "ranges": {name: _range(affine) for name, affine in _affines(compressed.quant_plan).items()},
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
-        **({KEY: packed} if packed else {}),
+        **entries,
         "versions": {"pruning_bench": __version__, "torch": torch.__version__},
         **(about or {}),
     }
@@ -83,7 +82,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     discover()
     path = Path(path)
     card = read_card(path)
-    tensors = unpack(read_tensors(path, card["sha256"]), card, path)
+    tensors = unpack(widen(read_tensors(path, card["sha256"]), card, path), card, path)
     built = copy.deepcopy(model).eval() if model is not None else model_of(card, path)
     made, inputs, plan = _read(card, tensors, path)
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
@@ -101,12 +100,12 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
 
 def file_size(compressed: Compressed) -> int:
     """Bytes of the safetensors file that `save` writes."""
-    return len(to_bytes(pack(tensors_of(compressed))[0]))
+    return len(to_bytes(_packed(compressed)[0]))
 
 
 def file_sizes(compressed: Compressed) -> tuple[int, int]:
     """Bytes of the safetensors file that `save` writes: as it is, and zipped (zlib, level 6)."""
-    data = to_bytes(pack(tensors_of(compressed))[0])
+    data = to_bytes(_packed(compressed)[0])
     return len(data), len(zlib.compress(data, 6))
 
 
@@ -126,8 +125,23 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
         state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
     for name, affine in _affines(plan).items():
         state[name + _SCALE] = affine.scale.detach().clone()
-        state[name + _ZERO] = affine.zero_point.detach().clone()
+        if not _is_symmetric(affine.low, affine.high):
+            state[name + _ZERO] = affine.zero_point.detach().clone()
     return state
+
+
+def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors as they stand in the file, and what its card says of them."""
+    weights = compressed.quant_plan.weights if compressed.quant_plan else {}
+    stored, sparse = pack(tensors_of(compressed), {name: (a.high - a.low).bit_length() for name, a in weights.items()})
+    ranges = {name + VALUES * (name in sparse): (affine.low, affine.high) for name, affine in weights.items()}
+    stored, narrowed = narrow(stored, ranges)
+    return stored, {key: value for key, value in ((KEY, sparse), (NARROW, narrowed)) if value}
+
+
+def _is_symmetric(low: int, high: int) -> bool:
+    """Is the zero point 0 by the range of the codes alone?"""
+    return low + high == 0
 
 
 def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
@@ -165,7 +179,7 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
     if not ranges:
         return None
     affines = {
-        name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis, *group)
+        name: Affine(tensors[name + _SCALE], _zero_point(tensors, name, low, high), low, high, axis, *group)
         for name, (low, high, axis, *group) in ranges.items()
     }
     return QuantPlan(
@@ -173,3 +187,9 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
         activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
         dynamic=card.get("dynamic") is True,
     )
+
+
+def _zero_point(tensors: Mapping[str, Tensor], name: str, low: int, high: int) -> Tensor:
+    if name + _ZERO not in tensors and _is_symmetric(low, high):
+        return torch.zeros_like(tensors[name + _SCALE], dtype=torch.int32)
+    return tensors[name + _ZERO]

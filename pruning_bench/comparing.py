@@ -233,8 +233,11 @@ def _remarks(letter: str, bench: Workbench, case: Case) -> list[str]:
     """What the numbers of a model do not say by themselves."""
     found = []
     detail = kernel_detail(bench.session(case).kernels, bench.compressed(case).quant_plan)
-    layers, fallbacks = detail.get("quantized_layers"), tuple(detail.get("float_fallbacks", ()))
-    if words := name_only(Row("", "", "", "", "", quantized_layers=layers, float_fallbacks=fallbacks)):
+    layers = detail.get("quantized_layers")
+    fallbacks, weights = (tuple(detail.get(name, ())) for name in ("float_fallbacks", "float_weights"))
+    if words := name_only(
+        Row("", "", "", "", "", quantized_layers=layers, float_fallbacks=fallbacks, float_weights=weights)
+    ):
         found.append(f"{letter} is {words}")
     if case.trains:
         found.append(f"{letter} was trained with one seed: others may differ by more than the interval says")

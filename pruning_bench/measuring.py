@@ -30,7 +30,7 @@ from pruning_bench.records import Measurement
 from pruning_bench.registry import DATASETS, METRICS, RUNTIMES, STEPS
 from pruning_bench.rivals import is_rival, name_of, rival_calls
 from pruning_bench.runtimes.contract import Kernel, clock_of, torch_threads
-from pruning_bench.runtimes.kernels import float_fallbacks
+from pruning_bench.runtimes.kernels import float_fallbacks, float_weights
 from pruning_bench.tasks import Record, task_of
 from pruning_bench.workbench import Workbench
 from pruning_bench.yardstick import yardstick
@@ -166,14 +166,16 @@ def _time(bench: Workbench, case: Case, seed: int) -> list[Measurement]:
 def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str, Any]:
     """What ran, layer by layer, and which of the layers whose inputs the plan quantizes fell back to float.
 
-    A layer whose name the runtime has lost counts as one of the plan's.
+    Of a plan for weights alone, whose layers compute in float by intent: which of them read their weights as floats. A
+    layer whose name the runtime has lost counts as one of the plan's.
     """
     listed = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in kernels]
-    if plan is None or not (plan.activations or plan.dynamic) or not kernels:
+    if plan is None or not plan.weights or not kernels:
         return {"kernels": listed}
     planned = {name.removesuffix(".weight") for name in plan.weights}
-    fallbacks = float_fallbacks(kernel for kernel in kernels if kernel.layer in {"", *planned})
-    return {"kernels": listed, "quantized_layers": len(planned), "float_fallbacks": list(fallbacks)}
+    own = [kernel for kernel in kernels if kernel.layer in {"", *planned}]
+    found = {"float_weights": float_weights(own)} if plan.weights_only else {"float_fallbacks": float_fallbacks(own)}
+    return {"kernels": listed, "quantized_layers": len(planned), **{name: list(value) for name, value in found.items()}}
 
 
 def simulates(case: Case) -> bool:

@@ -110,11 +110,12 @@ class Workbench:
         Args:
             count: of how many test examples, the first ones; None: of all.
         """
+        made, size = self.compressed(case), self._batch(case)
+        plan = made.quant_plan
         rules = getattr(RUNTIMES[case.runtime], "rules", lower.INTEGER)
-        made = self.compressed(case)
-        if made.quant_plan is None or rules == lower.INTEGER:  # then it is what eager runs
+        rules = rules if plan is None else lower.relevant(rules, plan)
+        if plan is None or rules == lower.INTEGER:  # then it is what eager runs
             return self.logits(replace(case, runtime="eager", device="cpu"))[:count]
-        plan, size = made.quant_plan, self._batch(case)
         key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size, count)
 
         def simulated() -> Tensor:

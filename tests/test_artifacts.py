@@ -19,7 +19,15 @@ from pruning_bench.models.checkpoints import load_checkpoint
 from pruning_bench.models.contract import build_model
 
 OPTIONS = {"num_classes": 10, "in_channels": 1}
-RECIPES = ["dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", "l1_filter:0.5+static:w8a8"]
+RECIPES = [
+    "dense",
+    "magnitude:0.9",
+    "l1_filter:0.5",
+    "static:w8a8",
+    "l1_filter:0.5+static:w8a8",
+    "rtn:w3,group=32",
+    "magnitude:0.9+rtn:w4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +202,36 @@ def test_a_spoilt_file_is_one_clear_error(spoilt: str, whole: Path, tmp_path: Pa
         load(file)
     assert "\n" not in str(caught.value), str(caught.value)
     assert str(file.with_suffix("")) in str(caught.value), f"{caught.value} should name the file"
+
+
+SPOILT_NARROW = {
+    "one bit": _spoil_bytes,
+    "no entries": lambda file: _card(narrow={})(file),
+    "list for entries": _card(narrow=[1]),
+    "entry of no tensor": _card(narrow={"fc.nothing": [-7, 7, [10, 64]]}),
+    "a byte's range": _card(narrow={"fc.weight": [-127, 127, [10, 64]]}),
+    "the scale's entry": _card(narrow={"fc.weight:scale": [-7, 7, [10]]}),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT_NARROW)
+def test_a_spoilt_file_of_few_bits_is_one_clear_error(spoilt: str, data: Split, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save(made("image_classifier", "rtn:w4", data), file, model="image_classifier", options=OPTIONS)
+    SPOILT_NARROW[spoilt](file)
+    with pytest.raises(CheckpointError, match="should be") as caught:
+        load(file)
+    assert "\n" not in str(caught.value), str(caught.value)
+
+
+def test_zeros_and_bits_of_codes_are_packed(data: Split) -> None:
+    """Of a bit for each weight and so many for each that is left there is hardly more than headers and scales."""
+    dense, w8, w4, w2, pruned = (
+        file_sizes(made("image_classifier", recipe, data))[0]
+        for recipe in ("dense", "rtn:w8", "rtn:w4", "rtn:w2", "magnitude:0.9+rtn:w4")
+    )
+    ratios = [dense / size for size in (w8, w4, w2, pruned)]
+    assert all(3.9 / 4 < found / of <= 1 for found, of in zip(ratios, (4, 8, 16, 32 / 1.4), strict=True)), f"{ratios}"
 
 
 def test_quantized_weights_are_stored_as_single_bytes(data: Split) -> None:

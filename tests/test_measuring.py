@@ -26,6 +26,18 @@ def test_what_the_plan_leaves_in_float_is_no_fallback() -> None:
 
 def test_nothing_is_said_of_what_is_not_quantized_or_not_listed() -> None:
     kernel = Kernel("conv", "Conv", "float32")
-    weights_only = QuantPlan(weights=AFFINE)  # type: ignore[arg-type]
-    for detail in (kernel_detail([kernel], None), kernel_detail([kernel], weights_only), kernel_detail([], PLAN)):
+    for detail in (kernel_detail([kernel], None), kernel_detail([kernel], QuantPlan({})), kernel_detail([], PLAN)):
         assert detail.keys() == {"kernels"}, detail
+
+
+def test_of_weights_alone_it_is_told_which_are_read_as_floats() -> None:
+    kernels = (
+        Kernel("conv", "Conv", "float32"),
+        Kernel("head", "MatMulNBits", "int8"),
+        Kernel("other", "FullyConnected", "int4"),
+    )
+    plan = QuantPlan(weights=dict.fromkeys(["conv.weight", "head.weight", "other.weight"]))  # type: ignore[arg-type]
+    detail = kernel_detail(kernels, plan)
+    assert detail["float_weights"] == ["conv (Conv float32)"], detail
+    assert detail["quantized_layers"] == 3, detail
+    assert "float_fallbacks" not in detail, "a layer that is in float by intent is no fallback"

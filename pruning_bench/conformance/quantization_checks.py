@@ -54,8 +54,11 @@ def check_round_trip(fake_quantize: Quantize, x: Tensor, affine: Affine) -> None
 
 def check_zero_exact(fake_quantize: Quantize, affine: Affine) -> None:
     """Zero has a code of its own, so that padding and ReLU are exact."""
-    shape = [1] * (0 if affine.axis is None else affine.axis + 1)
-    zero = torch.zeros(shape).expand_as(_spread(affine, torch.zeros(shape))[0])
+    if affine.group is None:
+        shape = [1] * (0 if affine.axis is None else affine.axis + 1)
+        zero = torch.zeros(shape).expand_as(_spread(affine, torch.zeros(shape))[0])
+    else:
+        zero = torch.zeros(affine.scale.shape[0], affine.scale.shape[1] * affine.group)
     value = fake_quantize(zero, affine)
     assert bool((value == 0).all()), f"zero becomes {value.flatten().tolist()}, should stay zero"
 

@@ -41,9 +41,11 @@ def checks_for(
         checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects, graphs)
         known = {name for name, _ in checks} | {"random_graphs"}
     else:
-        from pruning_bench.conformance.quantization_checks import checks_for_quantization  # heavy, not always wanted
+        # heavy, not always wanted
+        from pruning_bench.conformance.quantization_checks import checks_for_quantization
+        from pruning_bench.conformance.quantization_sweeps import sweeps_for_quantization
 
-        checks = checks_for_quantization(method)
+        checks = [*checks_for_quantization(method), *sweeps_for_quantization(method)]
         known = {name for name, _ in checks}
     if unknown := sorted(set(method.tags.expected_failures) - known):
         raise PluginError(label(method), f"expected failures {unknown}", f"among {sorted(known)}")

@@ -25,6 +25,8 @@ class QuantizationTags:
     Args:
         weights, activations: what is quantized.
         needs_calibration: `plan` reads `context.calibration`.
+        sqnr_db: bits of weights -> signal over noise in dB that the outputs of the example of `conformance` have at
+            least, activations (if any) at 8 bits.
         casts: plans hold a `dtype` and nothing else: every runtime runs them itself, none only simulates them.
         reference: the paper.
         expected_failures: check name -> reason; strict.
@@ -35,6 +37,7 @@ class QuantizationTags:
     needs_calibration: bool = True
     casts: bool = False
     reference: str = ""
+    sqnr_db: Mapping[int, float] = field(default_factory=dict)
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,6 +84,11 @@ class QuantPlan:
     writes: Mapping[str, Tensor] = field(default_factory=dict)
     dynamic: bool = False
     dtype: str | None = None
+
+    @property
+    def weights_only(self) -> bool:
+        """Are weights quantized, and nothing that is computed?"""
+        return bool(self.weights) and not self.activations and not self.dynamic
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning_bench.quantization.affine import quantize
 from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.integer import FloatLayer
 from pruning_bench.quantization.lower import Site
 from pruning_bench.quantization.qdq import storage
 
@@ -67,9 +68,11 @@ class Decomposed:
     sums_in_layers = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
-        """A float operator with a dequantized weight."""
+        """A float operator with a dequantized weight; made float once where the input is in float, for want of kernels."""
         assert site.weight is not None
         assert site.weight_affine is not None
+        if site.inputs[0] is None:
+            return FloatLayer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
         return Layer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from pruning_bench.errors import PlanError, closest
 from pruning_bench.graphs import export, operator, readable_names
 from pruning_bench.quantization import qdq
+from pruning_bench.quantization.blocked import BlockedLinear, block_of
 from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.dynamic import DynamicLinear
@@ -41,9 +42,12 @@ class Rule(enum.Enum):
     )
     RELU_IS_CLAMP = "a ReLU between such a sum and its quantizer is the quantizer's clamp at zero"
     DIVIDE = "a float value is quantized by dividing by the scale, not by multiplying with its reciprocal"
+    BLOCKED_INPUTS = (
+        "a linear layer whose weight alone is quantized reads its input as 8-bit codes, a scale for each block of a row"
+    )
 
 
-INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS}
+INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS, Rule.BLOCKED_INPUTS}
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ def simulate(
     return lower(plan, float_model, example_inputs, Simulation(rules))
 
 
+def relevant(rules: frozenset[Rule], plan: QuantPlan) -> frozenset[Rule]:
+    """The rules without those that change nothing of this plan: models with equal ones are simulated once."""
+    return rules if plan.weights_only else rules - {Rule.BLOCKED_INPUTS}
+
+
 def to_qdq(
     plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], *, saturating: bool = False
 ) -> nn.Module:
@@ -150,6 +159,9 @@ class Simulation:
         x = site.inputs[0]
         if site.dynamic:
             return DynamicLinear(site.weight, site.weight_affine, site.bias), False
+        block = block_of(site.weight, site.weight_affine) if x is None and Rule.BLOCKED_INPUTS in self.rules else None
+        if block is not None:
+            return BlockedLinear(site.weight, site.weight_affine, site.bias, block), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
         if x is None or Rule.INTEGER_SUMS not in self.rules:
             return FloatLayer(*common), False
@@ -195,7 +207,11 @@ class Qdq:
         if site.dynamic:
             return qdq.DynamicLinear(site.weight, site.weight_affine, site.bias, self.saturating), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
-        return qdq.Layer(*common, site.inputs[0], self.saturating), False
+        if site.inputs[0] is not None:
+            return qdq.Layer(*common, site.inputs[0], self.saturating), False
+        if block_of(site.weight, site.weight_affine) is None:  # no kernel: made float once, not at every run
+            return FloatLayer(*common), False
+        return qdq.WeightOnlyLinear(site.weight, site.weight_affine, site.bias), False
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """The float operator as it is."""

@@ -1,15 +1,33 @@
-"""Observers: what range a tensor takes over the calibration batches."""
+"""Observers: what range a tensor takes over the calibration batches, in memory that does not grow with them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pruning_bench.errors import ModelError
 from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.quantization.clipping import Choose, Range, entropy_range, mse_range, percentile_range
 from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.histogram import Histogram, check_batch
+
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+AVERAGING = 0.1  # weight of the newest batch
+
+
+class Observer(Protocol):
+    """Watches one value; itself a value: `update` returns a new one."""
+
+    def update(self, x: Tensor, who: str = ..., where: str | None = None) -> Observer:
+        """With what a batch shows; raises `ModelError` for an empty batch and for values that are not finite."""
+
+    def affine(self, bits: int, *, symmetric: bool, who: str = ...) -> Affine:
+        """The affine for what was seen; raises `ModelError` when nothing was."""
 
 
 def value_range(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
@@ -73,12 +91,8 @@ class MinMax:
             >>> float(seen.lowest), float(seen.highest)
             (-3.0, 2.0)
         """
-        if x.numel() == 0:
-            raise ModelError(who, f"an empty batch of shape {list(x.shape)}", "at least one example", where)
+        check_batch(x, who, where)
         lowest, highest = value_range(x.detach(), self.axis)
-        if not (torch.isfinite(lowest).all() and torch.isfinite(highest).all()):
-            bad = int((~torch.isfinite(x)).sum())
-            raise ModelError(who, f"{bad} non-finite values in a calibration batch", "finite values", where)
         if self.lowest is None or self.highest is None:
             return MinMax(lowest, highest, self.axis)
         return MinMax(torch.minimum(self.lowest, lowest), torch.maximum(self.highest, highest), self.axis)
@@ -88,3 +102,51 @@ class MinMax:
         if self.lowest is None or self.highest is None:
             raise ModelError(who, "no calibration batches", "at least one")
         return choose_affine(self.lowest, self.highest, bits, symmetric=symmetric, axis=self.axis, who=who)
+
+
+@dataclass(frozen=True)
+class MovingAverage(MinMax):
+    """The ends of each batch's range, averaged: end <- end + AVERAGING * (the batch's - end), from the first batch on.
+
+    Jacob et al., CVPR 2018, arXiv 1712.05877, section 3.1.
+    """
+
+    def update(self, x: Tensor, who: str = "moving_average", where: str | None = None) -> MovingAverage:
+        """Moved towards the range of a batch."""
+        new = MinMax(axis=self.axis).update(x, who, where)
+        assert new.lowest is not None
+        assert new.highest is not None
+        if self.lowest is None or self.highest is None:
+            return replace(self, lowest=new.lowest, highest=new.highest)
+        lowest, highest = torch.lerp(self.lowest, new.lowest, AVERAGING), torch.lerp(self.highest, new.highest, AVERAGING)
+        return replace(self, lowest=lowest, highest=highest)
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """A histogram of all batches, and one of the rules of `quantization.clipping` that makes a range of it."""
+
+    rule: Callable[[Histogram, Choose], Range]
+    seen: Histogram | None = None
+
+    def update(self, x: Tensor, who: str = "clipping", where: str | None = None) -> Clipping:
+        """With the values of a batch."""
+        check_batch(x, who, where)
+        new = Histogram.of(x)
+        return replace(self, seen=self.seen.merged(new) if self.seen else new)
+
+    def affine(self, bits: int, *, symmetric: bool, who: str = "clipping") -> Affine:
+        """The affine of the range that the rule finds best for these bits."""
+        if self.seen is None:
+            raise ModelError(who, "no calibration batches", "at least one")
+        choose = functools.partial(choose_affine, bits=bits, symmetric=symmetric, who=who)
+        return choose(*self.rule(self.seen, choose))
+
+
+OBSERVERS: Mapping[ObserverName, Observer] = {
+    "minmax": MinMax(),
+    "moving_average": MovingAverage(),
+    "percentile": Clipping(percentile_range),
+    "mse": Clipping(mse_range),
+    "entropy": Clipping(entropy_range),
+}

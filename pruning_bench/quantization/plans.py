@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +14,13 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError
 from pruning_bench.graphs import export
 from pruning_bench.quantization.affine import choose_affine
+from pruning_bench.quantization.clipping import clip_weight
 from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.observers import MinMax, weight_range
+from pruning_bench.quantization.observers import OBSERVERS, Observer, ObserverName, weight_range
 from pruning_bench.quantization.points import Points, find_points, runnable
 
+WeightObserverName = Literal["minmax", "mse"]
 LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products
 
 
@@ -62,53 +64,68 @@ def prepare(model: nn.Module, context: Context, who: str) -> Prepared:
     return Prepared(folded, program, points)
 
 
-def choose_weight(weight: Tensor, bits: int, granularity: str, group: int | None = None) -> Affine:
-    """The symmetric affine that spans a weight, one scale per tensor, channel (dimension 0) or group of columns."""
+def choose_weight(
+    weight: Tensor, bits: int, granularity: str, group: int | None = None, observer: WeightObserverName = "minmax"
+) -> Affine:
+    """The symmetric affine of a weight, one scale per tensor, channel (dimension 0) or group of columns.
+
+    Args:
+        observer: "minmax" spans the weight; "mse" takes the scale of least squared error, see `clip_weight`.
+    """
     ends = weight_range(weight, granularity, group)
-    axis = None if granularity == "per_tensor" else 0
-    return choose_affine(*ends, bits, symmetric=True, axis=axis, group=group if granularity == "per_group" else None)
+    axis, group = None if granularity == "per_tensor" else 0, group if granularity == "per_group" else None
+    affine = choose_affine(*ends, bits, symmetric=True, axis=axis, group=group)
+    return clip_weight(weight, affine) if observer == "mse" else affine
 
 
 def choose_activations(
-    prepared: Prepared, bits: int, calibration: Sequence[tuple[Tensor, ...]], who: str
+    prepared: Prepared,
+    bits: int,
+    calibration: Sequence[tuple[Tensor, ...]],
+    who: str,
+    observer: ObserverName = "minmax",
 ) -> dict[str, Affine]:
-    """The unsigned asymmetric affine of every point, by the range of its value over the calibration batches.
+    """The unsigned asymmetric affine of every point, by what its value is over the calibration batches.
 
     Raises:
         ModelError: as `observe`.
     """
-    seen = observe(prepared.program, prepared.points, calibration, who)
+    seen = observe(prepared.program, prepared.points, calibration, who, observer)
     return {name: range_.affine(bits, symmetric=False, who=who) for name, range_ in seen.items()}
 
 
 def observe(
-    program: ExportedProgram, points: Points, calibration: Sequence[tuple[Tensor, ...]], who: str
-) -> dict[str, MinMax]:
-    """The range of the value at every point over the calibration batches, run in float.
+    program: ExportedProgram,
+    points: Points,
+    calibration: Sequence[tuple[Tensor, ...]],
+    who: str,
+    observer: ObserverName = "minmax",
+) -> dict[str, Observer]:
+    """What an observer has seen of the value at every point over the calibration batches, run in float.
 
     Raises:
         ModelError: a batch is empty, not finite, makes a value that is not, or does not fit the model.
     """
-    observer = _Observer(program, points, who)
+    watching = _Watching(program, points, who, OBSERVERS[observer])
     with torch.no_grad():
         for number, batch in enumerate(calibration):
             try:
-                observer.run(*batch)
+                watching.run(*batch)
             except (RuntimeError, TypeError, IndexError) as error:
                 found = f"a batch that does not run ({str(error).splitlines()[0]})"
                 raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error
-    return {name: observer.seen[name] for name in points.values}
+    return {name: watching.seen[name] for name in points.values}
 
 
-class _Observer(fx.Interpreter):
+class _Watching(fx.Interpreter):
     """Runs the graph and watches the values at the points."""
 
-    def __init__(self, program: ExportedProgram, points: Points, who: str) -> None:
+    def __init__(self, program: ExportedProgram, points: Points, who: str, observer: Observer) -> None:
         module, nodes = runnable(program)
         super().__init__(module)
         self.extra_traceback = False  # else every error's message grows by the node that ran
         self.who, self.at = who, {nodes[node]: name for name, node in points.values.items()}
-        self.seen = {name: MinMax() for name in points.values}
+        self.seen = dict.fromkeys(points.values, observer)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -18,6 +18,7 @@ from pruning_bench.quantization.integer import bias_affine, bias_codes
 
 OPSET = 21
 SHIFT = 128  # from int8 to uint8
+NIBBLES, HIGHEST_NIBBLE = "nibbles", 7  # name of the tensors that the export stores as INT4
 WHO = "onnx"
 
 
@@ -142,6 +143,28 @@ class DynamicLinear(nn.Module):
             version=OPSET,
         )
         y: Tensor = total.to(torch.float32) * (scale * self.step)
+        return y if self.bias is None else y + self.bias
+
+
+class WeightOnlyLinear(nn.Module):
+    """A linear layer in float whose weight is read as codes: DequantizeLinear per channel or block, MatMul, Add."""
+
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None) -> None:
+        super().__init__()
+        self.name = NIBBLES if affine.high <= HIGHEST_NIBBLE else "codes"
+        self.register_buffer(self.name, quantize(weight, affine).to(torch.int8).t().contiguous())
+        scale = affine.scale.t().contiguous() if affine.group else affine.scale.reshape(-1).expand(len(weight))
+        self.register_buffer("scale", scale.contiguous())
+        self.register_buffer("bias", bias)
+        self.attributes = {"axis": 0, "block_size": affine.group} if affine.group else {"axis": 1}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], float32."""
+        weight = _node("DequantizeLinear", (getattr(self, self.name), self.scale), torch.float32, self.attributes)
+        y = torch.matmul(x, weight)
         return y if self.bias is None else y + self.bias
 
 

@@ -45,6 +45,7 @@ class Row:
         simulation_agreement_float: the same of the model just before quantization, for comparison.
         quantized_layers: how many layers the plan quantizes; None where the runtime lists no kernels.
         float_fallbacks: those of them that ran in float all the same, as `layer (operator dtype)`.
+        float_weights: where weights alone are quantized: the layers that read them as floats, likewise.
         outcome: the worst of the case's verdicts, "" when nothing of it was judged.
     """
 
@@ -72,6 +73,7 @@ class Row:
     simulation_agreement_float: float | None = None
     quantized_layers: int | None = None
     float_fallbacks: tuple[str, ...] = ()
+    float_weights: tuple[str, ...] = ()
     outcome: str = ""
     note: str = ""
     score_name: str = ""
@@ -150,7 +152,9 @@ def _quantized(row: Row, agreement: Measurement | None, latency: Measurement | N
         row = replace(row, simulation_agreement=agreement.value, simulation_agreement_float=unquantized)
     if latency and "quantized_layers" in latency.detail:
         fallbacks = tuple(map(str, latency.detail.get("float_fallbacks", ())))
-        row = replace(row, quantized_layers=latency.detail["quantized_layers"], float_fallbacks=fallbacks)
+        weights = tuple(map(str, latency.detail.get("float_weights", ())))
+        layers = latency.detail["quantized_layers"]
+        row = replace(row, quantized_layers=layers, float_fallbacks=fallbacks, float_weights=weights)
     return row
 
 
@@ -207,12 +211,15 @@ def _against_dense(row: Row, rows: Iterable[Row]) -> Row:
 
 
 def name_only(row: Row) -> str:
-    """In plain words, when layers that the plan quantizes ran in float; "" otherwise.
+    """In plain words, when layers that the plan quantizes ran in float, or read float weights; "" otherwise.
 
     Example:
         >>> name_only(Row("", "", "", "", "", quantized_layers=2, float_fallbacks=("fc (Gemm float32)",)))
         'int8 in part only: 1 of 2 quantized layers ran in float: fc (Gemm float32)'
     """
+    if row.quantized_layers and (count := len(row.float_weights)):
+        which = "all" if count >= row.quantized_layers else f"{count} of"
+        return f"smaller on disk: {which} {row.quantized_layers} quantized layers read their weights as floats"
     if not row.quantized_layers or not (count := len(row.float_fallbacks)):
         return ""
     if count >= row.quantized_layers:

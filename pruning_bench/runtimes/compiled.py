@@ -106,7 +106,7 @@ def _graph(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: s
     if plan is not None and plan.dtype is not None:
         model = cast(model, plan.dtype)
     elif plan is not None:
-        if reason := inductor.reason_without_int8(device):
+        if not plan.weights_only and (reason := inductor.reason_without_int8(device)):
             raise UnavailableError(Compiled.name, reason, "available")
         from pruning_bench.quantization.decomposed import Decomposed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning_bench.runtimes.contract import Kernel
 
-QUANTIZES_ITSELF = frozenset({"DynamicQuantizeMatMul"})  # reads float and multiplies codes
+QUANTIZES_ITSELF = frozenset({"DynamicQuantizeMatMul", "MatMulNBits"})  # read float and multiply codes
 # Operators that multiply by weights, under the names that ONNX, the fusions of the runtimes and ATen give them.
 _MULTIPLIES = re.compile(
     r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnected|dequantize_per_channel|addmm|\bb?mm\b", re.IGNORECASE
@@ -54,6 +54,16 @@ def float_fallbacks(kernels: Iterable[Kernel]) -> tuple[str, ...]:
         for kernel in kernels
         if kernel.dtype != "int8" and multiplies(kernel.operator)
     )
+
+
+def float_weights(kernels: Iterable[Kernel]) -> tuple[str, ...]:
+    """Convolutions and linear layers that read their weights as floats, as `layer (operator dtype)`.
+
+    Example:
+        >>> float_weights([Kernel("fc", "MatMulNBits", "int8"), Kernel("conv2", "Conv", "float32")])
+        ('conv2 (Conv float32)',)
+    """
+    return float_fallbacks(kernel for kernel in kernels if kernel.dtype != "int4")
 
 
 def _kernel(node: Any, types: dict[str, str]) -> Kernel:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import POINTS, QUANTIZED, to_qdq
-from pruning_bench.quantization.qdq import OPSET
+from pruning_bench.quantization.qdq import NIBBLES, OPSET
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
@@ -74,6 +74,9 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
             program, (), dynamo=True, opset_version=OPSET, verbose=False, input_names=names, output_names=["output"]
         )
     assert made is not None
+    for value in made.model.graph.initializers.values():
+        if value.name.rpartition(".")[2] == NIBBLES:
+            _narrow(value)
     for index, node in enumerate(made.model.graph):
         node.name = SEPARATOR.join((_layer(node), node.op_type, str(index)))
         for output in node.outputs:
@@ -81,6 +84,15 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
                 output.name = f"{node.name}{SEPARATOR}{output.index()}"  # some fusions name a node after what it gives
     content: bytes = made.model_proto.SerializeToString()
     return content
+
+
+def _narrow(value: Any) -> None:
+    """Makes a constant of int8 one of INT4, which torch does not know."""
+    import onnx_ir
+    from ml_dtypes import int4
+
+    value.dtype = onnx_ir.DataType.INT4
+    value.const_value = onnx_ir.Tensor(value.const_value.numpy().astype(int4), name=value.name)
 
 
 def _layer(node: Any) -> str:

@@ -2,7 +2,8 @@
 
 What it does beyond the bare plan is `lower.INTEGER`: it sums codes in int32, takes a ReLU as the clamp, and divides.
 Where the CPU would clip sums of uint8 times int8, weights of 8 bits are stored as uint8: no value changes, but the
-kernels are slower. Weights of 7 bits need no such care.
+kernels are slower. Weights of 7 bits need no such care. Linear layers whose weights alone are quantized become
+MatMulNBits, which rounds its input too, block by block: `lower.Rule.BLOCKED_INPUTS`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pruning_bench.errors import UnavailableError
+from pruning_bench.quantization.blocked import BLOCK
 from pruning_bench.quantization.lower import INTEGER, Rule
 from pruning_bench.quantization.qdq import OPSET
 from pruning_bench.runtimes.contract import Kernel, Session, runtime
@@ -37,7 +39,7 @@ class OnnxRuntime:
     """The runtime `onnxruntime`: its CPU provider, all graph optimizations."""
 
     name: ClassVar[str] = "onnxruntime"
-    rules: ClassVar[frozenset[Rule]] = INTEGER
+    rules: ClassVar[frozenset[Rule]] = INTEGER | {Rule.BLOCKED_INPUTS}
 
     def available(self, device: str = "cpu") -> str | None:
         """None, or the reason with the install command."""
@@ -112,6 +114,8 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")  # on 8-bit codes: see the rules
+    options.add_session_config_entry("session.qdq_matmulnbits_block_size", str(BLOCK))
     options.log_severity_level = 3  # errors; it warns when an optimized graph is written
     source = model if isinstance(model, bytes) else str(model)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,8 @@ NEEDED = ("openvino", "onnx", "onnxscript")
 INSTALL = "python -m pip install openvino onnx onnxscript"
 HINTS = {None: "f32", "bf16": "bf16", "fp16": "f16"}  # by the plan's dtype
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # as the CPU device names what it computes in
-_PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "int8", "i32": "int32"}
+_PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32"}
+_PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also of float layers: what they read
 
 
 @runtime

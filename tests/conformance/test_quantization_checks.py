@@ -3,18 +3,21 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pruning_bench.conformance import quantization_checks as checks
+from pruning_bench.conformance import quantization_sweeps as sweeps
 from pruning_bench.contracts import Context
 from pruning_bench.quantization.affine import choose_affine, code_range, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan
 from pruning_bench.quantization.methods.cast import Cast
+from pruning_bench.quantization.methods.rtn import Rtn
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.recipe import Bits
 
 X = torch.tensor([-9.0, -1.27, -0.55, -0.005, 0.0, 0.015, 0.5, 1.27, 9.0])
 SIGNED = Affine(torch.tensor(0.01), torch.tensor(0, dtype=torch.int32), -127, 127)
@@ -231,6 +234,86 @@ def test_method_checks_reject_their_mutants(name: str, check: checks.Check, muta
 def test_static_holds_every_law(method: Static) -> None:
     for _, check in checks.checks_for_quantization(method):
         check(method)
+
+
+class MoreBitsLess(Wrapped):
+    """Takes fewer bits the more it is asked for."""
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        return Static().plan(model, Bits(10 - level.weights, level.activations), context)
+
+
+@dataclass(frozen=True)
+class FinerIsCoarser(Wrapped):
+    """Rounds the finer scales up to powers of sixteen."""
+
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        plan = Static(granularity=self.granularity).plan(model, level, context)
+        if self.granularity == "per_tensor":
+            return plan
+        scale = lambda affine: 16 ** torch.log2(affine.scale).div(4).ceil()  # noqa: E731
+        return replace(plan, weights={k: replace(v, scale=scale(v)) for k, v in plan.weights.items()})
+
+
+class ShiftsWeights(Wrapped):
+    """Writes other values, where a mask had left zeros too."""
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        plan = Static().plan(model, level, context)
+        weight, name = model.get_parameter("hidden.weight").detach(), "hidden.weight"
+        return replace(plan, writes={name: weight + plan.weights[name].scale.max()})
+
+
+class TakesAnyData(Wrapped):
+    """Puts zeros in the place of data that it cannot use."""
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        return plan_of_the_example()
+
+
+class RoundsInputsToo(Wrapped):
+    """Says that it quantizes weights alone."""
+
+    tags: ClassVar[QuantizationTags] = replace(Rtn.tags, sqnr_db={8: 99.0})
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        return replace(Rtn().plan(model, level, context), dynamic=True)
+
+
+class PromisesMuch(Rtn):
+    """As `rtn`, with a bar that it does not reach."""
+
+    tags: ClassVar[QuantizationTags] = replace(Rtn.tags, sqnr_db={8: 99.0})
+
+
+SWEEPS = [
+    ("more bits, less", sweeps.check_monotone_in_bits, MoreBitsLess(), "dB at w4a8, should be at least the"),
+    ("finer is coarser", sweeps.check_monotone_in_granularity, FinerIsCoarser(), "with granularity=per_channel"),
+    ("shifts weights", sweeps.check_pruned_stay_zero, ShiftsWeights(), "pruned weights of hidden.weight alive"),
+    ("takes any data", sweeps.check_bad_calibration, TakesAnyData(), "plans from no calibration data"),
+    ("rounds inputs too", sweeps.check_weights_alone, RoundsInputsToo(), "quantizes inputs at run time too"),
+    ("promises much", sweeps.check_sqnr_bars, PromisesMuch(), "should be at least 99.0 dB"),
+]
+
+
+@pytest.mark.parametrize(("name", "check", "mutant", "message"), SWEEPS, ids=[case[0] for case in SWEEPS])
+def test_sweeps_reject_their_mutants(name: str, check: checks.Check, mutant: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(mutant)
+
+
+@pytest.mark.parametrize("method", [Static(), Rtn(), Rtn(observer="mse")], ids=["static", "rtn", "rtn_mse"])
+def test_shipped_methods_hold_over_bits_granularities_and_masks(method: Any) -> None:
+    for _, check in sweeps.sweeps_for_quantization(method):
+        check(method)
+
+
+def test_every_sweep_has_a_mutant() -> None:
+    listed = {check for method in (Static(), Rtn()) for _, check in sweeps.sweeps_for_quantization(method)}
+    every = {value for name, value in vars(sweeps).items() if name.startswith("check_")}
+    assert listed == every == {case[1] for case in SWEEPS}, f"{listed} of {every}"
 
 
 def test_every_check_of_a_method_has_a_mutant() -> None:

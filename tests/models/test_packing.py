@@ -134,3 +134,12 @@ def test_a_card_that_lists_no_shapes_is_refused() -> None:
 def test_a_name_that_packing_needs_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"^save: a tensor a:bits beside a, should be names that packing"):
         pack({"a": torch.zeros(40, 20), "a:bits": torch.ones(3)})
+
+
+def test_codes_pack_their_zeros_where_that_pays_at_their_width() -> None:
+    codes = (torch.arange(4000) % 4 == 0).to(torch.int8).view(40, 100)  # three of four are zero
+    stored, shapes = pack({"w": codes}, {"w": 8})
+    assert {name: len(value) for name, value in stored.items()} == {"w:bits": 500, "w:values": 1000}, f"{shapes}"
+    assert torch.equal(unpack(stored, {"sparse": shapes}, FILE)["w"], codes), "other codes come back"
+    assert pack({"w": codes}, {"w": 1})[1] == {}, "a bit for each costs as much as the codes themselves"
+    assert pack({"w": codes})[1] == {}, "whole numbers that are no codes stay as they are"

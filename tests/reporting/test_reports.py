@@ -20,7 +20,7 @@ from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome,
 from pruning_bench.reporting import rows as module
 from pruning_bench.reporting.as_json import to_json
 from pruning_bench.reporting.markdown import to_markdown
-from pruning_bench.reporting.rows import Row, paper_claim, rows_of
+from pruning_bench.reporting.rows import Row, name_only, paper_claim, rows_of
 from pruning_bench.reporting.tables import case_tables, headline, preamble, verdict_tables
 from pruning_bench.reporting.terminal import to_terminal
 
@@ -250,6 +250,13 @@ def test_int8_in_name_only_is_called_so_in_every_format(fallbacks, words):
     row = rows_by_case(run)[case_id(LONGEST, "onnxruntime")]
     assert (row.quantized_layers, list(row.float_fallbacks)) == (3, fallbacks), f"{row}"
     assert row.note.startswith(words), row.note
+
+
+def test_weights_that_are_small_on_disk_alone_are_called_so():
+    row = Row("", "", "", "", "", quantized_layers=3, float_weights=("a (Conv float32)", "b (Conv float32)"))
+    assert name_only(row) == "smaller on disk: 2 of 3 quantized layers read their weights as floats", name_only(row)
+    assert "all 3 quantized" in name_only(replace(row, quantized_layers=3, float_weights=("a", "b", "c")))
+    assert name_only(replace(row, float_weights=())) == "", "read as codes throughout"
 
 
 def test_the_agreement_with_the_simulation_is_told():

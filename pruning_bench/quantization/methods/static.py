@@ -10,6 +10,7 @@ from torch import nn
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
+from pruning_bench.quantization.observers import ObserverName
 from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, prepare
 from pruning_bench.recipe import bits_of
 
@@ -24,18 +25,23 @@ class Static:
 
     Args:
         granularity: of the weights: one scale per output channel, or one per tensor.
-        observer: how activation ranges are found; "minmax" is the range over all calibration batches.
+        observer: how activation ranges are found (`quantization.observers`): "minmax" is the range over all calibration
+            batches, "moving_average" that of the batches on average; "percentile", "mse" and "entropy" cut outliers off.
     """
 
     name: ClassVar[str] = "static"
-    examples: ClassVar[tuple[str, ...]] = ("static:w8a8", "static:w8a8,granularity=per_tensor")
+    examples: ClassVar[tuple[str, ...]] = (
+        "static:w8a8",
+        "static:w8a8,granularity=per_tensor",
+        "static:w8a8,observer=mse",
+    )
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         reference="Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
         "Inference, CVPR 2018, arXiv 1712.05877"
     )
 
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    observer: Literal["minmax"] = "minmax"
+    observer: ObserverName = "minmax"
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
         """The plan for `model` with its batch norm folded.
@@ -54,5 +60,5 @@ class Static:
         weights = {
             name: choose_weight(weight, bits.weights, self.granularity) for name, weight in prepared.weights.items()
         }
-        activations = choose_activations(prepared, bits.activations, calibration, self.name)
+        activations = choose_activations(prepared, bits.activations, calibration, self.name, self.observer)
         return QuantPlan(fit_biases(weights, activations, prepared), activations)

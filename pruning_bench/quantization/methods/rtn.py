@@ -1,0 +1,65 @@
+"""Round to nearest: weights alone, no data. What every other method for weights has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from pruning_bench.contracts import Context
+from pruning_bench.errors import LevelError
+from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
+from pruning_bench.quantization.plans import WeightObserverName, choose_weight, prepare
+from pruning_bench.recipe import bits_of
+
+
+@quantization_method
+@dataclass(frozen=True)
+class Rtn:
+    """`rtn:w8`, `rtn:w4,group=32`: symmetric weights of all convolutions and linear layers; activations stay in float.
+
+        scale = max |w| / (2^(bits-1) - 1),   code = round(w / scale)
+
+    The file is smaller on every runtime. Whether anything is faster depends on the layer: runtimes have kernels that
+    read such codes for linear layers (of `blocked.block_of`); elsewhere the rounded weights are floats again.
+
+    Args:
+        group: columns of a weight, seen as [channels, columns], that share a scale; 0 for all of a channel.
+        observer: "minmax" takes the scale above, "mse" the smaller one, if any, whose squared error is least.
+    """
+
+    name: ClassVar[str] = "rtn"
+    examples: ClassVar[tuple[str, ...]] = ("rtn:w8", "rtn:w4,group=32")
+    tags: ClassVar[QuantizationTags] = QuantizationTags(
+        activations=False,
+        needs_calibration=False,
+        reference="Dettmers and Zettlemoyer, The case for 4-bit precision: k-bit Inference Scaling Laws, ICML 2023, "
+        "arXiv 2212.09720",
+    )
+
+    group: int = 0
+    observer: WeightObserverName = "minmax"
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        """The plan for `model` with its batch norm folded.
+
+        Args:
+            level: `w4`, 2 to 8 bits.
+        Raises:
+            LevelError: no such bits, bits of activations, or a negative group.
+            ModelError: nothing to quantize.
+        """
+        bits = bits_of(self.name, level)
+        if bits.activations is not None:
+            raise LevelError(self.name, f"level {bits}", "bits of weights alone, such as w4; static takes both")
+        if self.group < 0:
+            raise LevelError(self.name, f"group={self.group}", "a number of columns, or 0 for a whole channel")
+        weights = prepare(model, context, self.name).weights
+        granularity = "per_group" if self.group else "per_channel"
+        return QuantPlan(
+            {
+                name: choose_weight(weight, bits.weights, granularity, self.group, self.observer)
+                for name, weight in weights.items()
+            }
+        )
