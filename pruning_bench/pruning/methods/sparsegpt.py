@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.errors import LevelError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.inverse_hessians import inverse_root, products, sweep

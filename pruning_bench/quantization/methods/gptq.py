@@ -104,7 +104,8 @@ def round_columns(rows: Tensor, root: Tensor, bits: int, group: int | None) -> t
     Returns:
         float32 of the shape of `rows`; scales [parts * r] or [parts * r, groups].
     Example:
-        >>> values, affine = round_columns(torch.tensor([[[3.0, 1.2]]]), torch.eye(2, dtype=torch.float64)[None], 3, None)
+        >>> identity = torch.eye(2, dtype=torch.float64)[None]
+        >>> values, affine = round_columns(torch.tensor([[[3.0, 1.2]]]), identity, 3, None)
         >>> values
         tensor([[[3., 1.]]])
     """
