@@ -51,6 +51,12 @@ def watch_inputs(
         raise ModelError(who, "a weight that no linear layer or convolution used", "one used in forward", missing[0])
 
 
+def watch_call(call: Callable[[], object], name: str, weight: Tensor, see: See, who: str) -> None:
+    """Makes one call and shows `see(name, patches)` all that the weight is multiplied with in it; see `watch_inputs`."""
+    with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, see, who):
+        call()
+
+
 class _Watch(TorchDispatchMode):
     """Shows the inputs of watched weights, whatever module or function multiplies them."""
 

@@ -11,14 +11,15 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import ModelError
+from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.graphs import export
 from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.clipping import clip_weight
-from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.observers import OBSERVERS, Observer, ObserverName, weight_range
 from pruning_bench.quantization.points import Points, find_points, runnable
+from pruning_bench.recipe import Bits
 
 WeightObserverName = Literal["minmax", "mse"]
 LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products
@@ -155,3 +156,46 @@ def fit_biases(
         least = least.amax() if affine.axis is None else least
         fitted[weight] = replace(affine, scale=torch.maximum(affine.scale, least))
     return fitted
+
+
+def choose_group(who: str, group: int, bits: Bits) -> int | None:
+    """The option `group` of a method as `choose_weight` takes it: None for one scale per channel.
+
+    Raises:
+        LevelError: below 0, or groups beside quantized activations.
+    """
+    if group < 0:
+        raise LevelError(who, f"group {group}", "at least 0")
+    if group and bits.activations is not None:
+        raise LevelError(who, f"group {group} with {bits}", f"weights alone, such as w{bits.weights}")
+    return group or None
+
+
+def write(prepared: Prepared, writes: Mapping[str, Tensor]) -> None:
+    """Puts other values of the same shape in the place of parameters of `prepared`, which its graph reads too."""
+    parameters = prepared.parameters
+    for name, values in writes.items():
+        parameters[name].copy_(values)
+
+
+def complete(
+    prepared: Prepared,
+    weights: Mapping[str, Affine],
+    writes: Mapping[str, Tensor],
+    bits: Bits,
+    calibration: Sequence[tuple[Tensor, ...]],
+    who: str,
+) -> QuantPlan:
+    """The plan of a method that chose new values, with static activations if the bits ask for them.
+
+    Args:
+        prepared: the model, in which the new values are written.
+        weights: the grids of all layers.
+        writes: parameter name -> new values; ranges of activations are those of the model with them.
+    """
+    writes = {name: values.contiguous() for name, values in writes.items()}
+    if bits.activations is None:
+        return QuantPlan(dict(weights), writes=writes)
+    write(prepared, writes)
+    activations = choose_activations(prepared, bits.activations, calibration, who)
+    return QuantPlan(fit_biases(weights, activations, prepared), activations, writes)

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.errors import LevelError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
+from pruning_bench.pruning.inverse_hessians import inverse_root, products, sweep
 from pruning_bench.pruning.masks import prunable, pruned_count
 from pruning_bench.pruning.patterns import keep_n_of_m, level_of, require_some, unfit
 from pruning_bench.pruning.selection import require_finite
 from pruning_bench.recipe import NofM
-
-_ROWS = 1 << 16  # inputs whose products are summed at a time in float64
 
 
 @pruning_method
@@ -122,10 +121,8 @@ def input_products(model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], 
     total: list[Tensor] = []
 
     def see(_: str, patches: Tensor) -> None:
-        for part in torch.split(patches, _ROWS, 1):
-            part = part[..., order].double()
-            found = part.transpose(1, 2) @ part
-            total[:] = [total[0] + found if total else found]
+        found = products(patches[..., order])
+        total[:] = [total[0] + found if total else found]
 
     watch_inputs(model, calibration, [name], see, who)
     require_finite(name, total[0], "products of inputs")
@@ -155,31 +152,6 @@ def from_matrices(rows: Tensor, shape: torch.Size) -> Tensor:
     return places.reshape(shape).contiguous()
 
 
-def inverse_root(gram: Tensor, damping: float, name: str, who: str) -> tuple[Tensor, Tensor]:
-    """The upper triangular U with U^T U = H^-1, and which inputs are always zero.
-
-    Row j of U is [H_j^-1]_j / sqrt([H_j^-1]_jj), H_j being H without what stands before column j.
-
-    Args:
-        gram: X X^T, float64 [groups, c, c].
-        damping: share of the mean of its diagonal that is added to it.
-    Returns:
-        float64 [groups, c, c]; bool [groups, c].
-    Raises:
-        ModelError: H is singular.
-    """
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    dead = diagonal == 0
-    added = dead + damping * diagonal.mean(1, keepdim=True)  # of a dead input any value does: nothing hangs on it
-    lower, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
-    if not failed.any():
-        root, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if failed.any():
-        found = f"inputs that depend on each other with damping {damping}"
-        raise ModelError(who, found, "more calibration data or more damping", name)
-    return root, dead
-
-
 def eliminate(
     rows: Tensor, root: Tensor, dead: Tensor, left: Tensor, level: float | NofM, block: int
 ) -> tuple[Tensor, Tensor]:
@@ -194,26 +166,25 @@ def eliminate(
     Returns:
         bool, and float64 that is zero where that is False; both of the shape of `rows`.
     """
-    rows, kept = rows.clone(), left.clone()
+    kept = left.clone()
     scales = root.diagonal(dim1=1, dim2=2)[:, None]
     width = max(1, block // level.group) * level.group if isinstance(level, NofM) else block
     step = level.group if isinstance(level, NofM) else width
     total = gone = 0
-    for start in range(0, rows.shape[2], width):
-        stop = min(start + width, rows.shape[2])
-        errors = torch.zeros_like(rows[..., start:stop])
-        for at in range(start, stop):
-            if (at - start) % step == 0:
-                span = slice(at, min(at + step, stop))
-                scores = (rows[..., span] / scales[..., span]).square().masked_fill(dead[:, None, span], 0)
-                total += int(left[..., span].sum())
-                count = 0 if isinstance(level, NofM) else pruned_count(total, level) - gone
-                kept[..., span] = _choose(scores, left[..., span], level, count)
-                gone += count
-            errors[..., at - start] = torch.where(kept[..., at], 0.0, rows[..., at] / scales[..., at])
-            rows[..., at:stop] -= errors[..., at - start, None] * root[:, at, None, at:stop]
-        rows[..., stop:] -= errors @ root[:, start:stop, stop:]
-    return kept, rows.masked_fill(~kept, 0)
+
+    def decide(rows: Tensor, at: int, stop: int) -> Tensor:
+        nonlocal total, gone
+        if at % width % step == 0:
+            span = slice(at, min(at + step, stop))
+            scores = (rows[..., span] / scales[..., span]).square().masked_fill(dead[:, None, span], 0)
+            total += int(left[..., span].sum())
+            count = 0 if isinstance(level, NofM) else pruned_count(total, level) - gone
+            kept[..., span] = _choose(scores, left[..., span], level, count)
+            gone += count
+        return torch.where(kept[..., at], rows[..., at], 0.0)
+
+    values = sweep(rows, root, width, decide)
+    return kept, values.masked_fill(~kept, 0)
 
 
 def _choose(scores: Tensor, left: Tensor, level: float | NofM, count: int) -> Tensor:
