@@ -1,7 +1,8 @@
 """Files of compressed models: safetensors beside a JSON card, written by `save` and read by `load`; never pickles.
 
-Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. Tensors of
-many zeros are packed (`models.packing`). A shipped dense checkpoint is read the same way.
+Quantized weights are stored as their integer codes; the scales of weights and activations stand beside them. Weights
+that share the values of a table are stored as the table and packed indices. Tensors of many zeros are packed
+(`models.packing`). A shipped dense checkpoint is read the same way.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from pruning_bench.models.packing import KEY, pack, unpack
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
+from pruning_bench.quantization.codebook import index_bits, nearest, pack_indices, unpack_indices
 from pruning_bench.quantization.contract import FLOATS, Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 
 FORMAT = 1
-_ACTIVATION, _SCALE, _ZERO = "activation:", ":scale", ":zero_point"
+_ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
 
 
 def save(
@@ -63,6 +65,7 @@ def save(
             name: [a.low, a.high, a.axis, *([a.group] if a.group else [])]
             for name, a in _affines(compressed.quant_plan).items()
         },
+        **({"codebooks": shapes} if (shapes := _codebook_shapes(compressed)) else {}),
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
         **({KEY: packed} if packed else {}),
@@ -86,14 +89,15 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     tensors = unpack(read_tensors(path, card["sha256"]), card, path)
     built = copy.deepcopy(model).eval() if model is not None else model_of(card, path)
     made, inputs, plan = _read(card, tensors, path)
-    state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
+    state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO, _TABLE))}
     try:
         if plan is not None and plan.dtype is None:
             built = fold_batch_norms(built, inputs)
             state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
+            state.update(_shared_values(plan, state, card))
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
         built.load_state_dict(state)
-    except (PruningBenchError, RuntimeError, KeyError) as problem:
+    except (PruningBenchError, RuntimeError, KeyError, ValueError, IndexError, TypeError) as problem:
         found = f"other tensors ({' '.join(str(problem).split())})"
         raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
     return Compressed(built.eval(), made, (), plan, inputs)
@@ -124,10 +128,28 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
     state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, affine in plan.weights.items():
         state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
+    for name, table in plan.codebooks.items():
+        state[name] = pack_indices(nearest(state[name], table), index_bits(table))
+        state[name + _TABLE] = table.detach().clone()
     for name, affine in _affines(plan).items():
         state[name + _SCALE] = affine.scale.detach().clone()
         state[name + _ZERO] = affine.zero_point.detach().clone()
     return state
+
+
+def _codebook_shapes(compressed: Compressed) -> dict[str, list[int]]:
+    """What the card says of packed indices: the shapes of the weights."""
+    plan = compressed.quant_plan
+    parameters = dict(compressed.float_model.named_parameters(remove_duplicate=False))
+    return {name: list(parameters[name].shape) for name in plan.codebooks} if plan is not None else {}
+
+
+def _shared_values(plan: QuantPlan, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that tables and packed indices stand for."""
+    return {
+        name: table[unpack_indices(state[name], index_bits(table), card["codebooks"][name])]
+        for name, table in plan.codebooks.items()
+    }
 
 
 def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
@@ -162,7 +184,8 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
             raise ValueError(f"dtype {card['dtype']!r}")
         return QuantPlan({}, dtype=card["dtype"])
     ranges: Mapping[str, Any] = card.get("ranges", {})
-    if not ranges:
+    tables = {name: tensors[name + _TABLE] for name in card.get("codebooks", {})}
+    if not ranges and not tables:
         return None
     affines = {
         name: Affine(tensors[name + _SCALE], tensors[name + _ZERO], low, high, axis, *group)
@@ -171,5 +194,6 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
     return QuantPlan(
         weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
         activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
+        codebooks=tables,
         dynamic=card.get("dynamic") is True,
     )

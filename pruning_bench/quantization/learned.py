@@ -24,6 +24,7 @@ from pruning_bench.quantization.plans import Prepared
 from pruning_bench.quantization.points import runnable
 
 WEIGHTS, POINTS = "_weights", "_points"  # where the quantizers go in the trainable graph
+LEASH = 1 / 16  # of the scale that training began with; a scale near zero would clip all its values to nothing
 
 
 class StraightThrough(torch.autograd.Function):
@@ -69,6 +70,7 @@ class Quantizer(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    floor: Tensor
 
     def __init__(self, affine: Affine, *, learn: bool, batched: bool) -> None:
         super().__init__()
@@ -78,6 +80,7 @@ class Quantizer(nn.Module):
         else:
             self.register_buffer("scale", scale)
         self.register_buffer("zero_point", affine.zero_point.clone())
+        self.register_buffer("floor", scale * LEASH)
         zero = int(affine.zero_point.reshape(-1)[0])
         self.low, self.high, self.axis, self.group = affine.low, affine.high, affine.axis, affine.group
         self.least, self.most, self.batched = affine.low - zero, affine.high - zero, batched
@@ -86,6 +89,11 @@ class Quantizer(nn.Module):
     def affine(self) -> Affine:
         """What it quantizes by now."""
         return Affine(self.scale.detach().clone(), self.zero_point.clone(), self.low, self.high, self.axis, self.group)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Lifts a scale that a step of the optimizer took below `LEASH` of where it began, or below zero."""
+        self.scale.copy_(torch.maximum(self.scale, self.floor))
 
     def factor(self, x: Tensor) -> float:
         """1 / sqrt(n * Q), what the gradient of the scale is multiplied with."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from pruning_bench.errors import LevelError
-from pruning_bench.quantization.affine import SMALLEST_SCALE
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, first_scale, mean_sizes, trainable
 from pruning_bench.quantization.plans import Prepared, choose_activations, choose_weight, fit_biases, prepare
@@ -66,7 +64,8 @@ class Qat(TuneOptions):
         weights, activations = self._begin(prepared, bits, calibration)
         quantized = trainable(prepared, weights, activations, learn=self.learn_scales)
         tuning = Tuning(quantized, train, config, plans, context)
-        tuning.optimizer.register_step_post_hook(lambda *_: _keep_positive(quantized))
+        quantizers = [*quantized.quantizers(WEIGHTS).values(), *quantized.quantizers(POINTS).values()]
+        tuning.optimizer.register_step_post_hook(lambda *_: [quantizer.hold() for quantizer in quantizers])
         tuning.run()
         return [plan_of(quantized, prepared)]
 
@@ -123,10 +122,3 @@ def _mean_size(weight: Tensor, affine: Affine) -> Tensor:
     sizes = weight.abs() if affine.axis is None else weight.abs().flatten(1)
     dims = () if affine.axis is None else (1,)
     return sizes.sum(dims) / (sizes > 0).sum(dims).clamp(min=1)
-
-
-@torch.no_grad()
-def _keep_positive(quantized: Trainable) -> None:
-    for where in (WEIGHTS, POINTS):
-        for quantizer in quantized.quantizers(where).values():
-            quantizer.scale.clamp_(min=SMALLEST_SCALE)
