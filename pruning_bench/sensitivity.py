@@ -59,7 +59,7 @@ def measure_sensitivity(
     if limit is not None and limit < 1:
         raise PruningBenchError(WHO, f"--limit {limit}", "at least 1")
     if not steps or not callable(getattr(steps[-1].method(), "plan", None)):
-        found = f"{steps[-1]}, which trains," if steps else "dense"
+        found = f"{steps[-1]}, a step that trains" if steps else "dense"
         raise PruningBenchError(WHO, found, "a method that prunes or quantizes as the last step", recipe)
     earlier = grammar.Recipe(tuple(steps[:-1]))
     base = compress_with(dense, str(earlier), dataset, seed=seed, progress=progress).float_model

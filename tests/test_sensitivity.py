@@ -122,7 +122,7 @@ def test_a_score_in_which_lower_is_better_and_data_without_targets() -> None:
     ("recipe", "limit", "said"),
     [
         ("dense", None, "sensitivity: dense, should be a method"),
-        ("finetune:1", None, "sensitivity: finetune:1, which trains, should be a method"),
+        ("finetune:1", None, "sensitivity: finetune:1, a step that trains, should be a method"),
         ("cast:bf16", None, "sensitivity: a plan of cast:bf16 without layers"),
         ("static:w8a8", 0, "sensitivity: --limit 0, should be at least 1"),
     ],
