@@ -1,7 +1,8 @@
 """Files of compressed models: safetensors beside a JSON card, written by `save` and read by `load`; never pickles.
 
-Quantized weights are stored as their integer codes, in as many bits as these need (`models.narrowing`); the scales of
-weights and activations stand beside them, zero points where there are any. Tensors of many zeros, codes too, are packed
+Quantized weights are stored as their integer codes, or as indices into the table of values that they share, in as many
+bits as these need (`models.narrowing`); tables and the scales of weights and activations stand beside them, zero points
+where there are any. Tensors of many zeros, codes too, are packed
 (`models.packing`). A shipped dense checkpoint is read the same way.
 """
 
@@ -27,11 +28,12 @@ from pruning_bench.models.packing import KEY, VALUES, pack, unpack
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
+from pruning_bench.quantization.codebook import nearest
 from pruning_bench.quantization.contract import FLOATS, Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 
 FORMAT = 1
-_ACTIVATION, _SCALE, _ZERO = "activation:", ":scale", ":zero_point"
+_ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
 
 
 def save(
@@ -62,6 +64,7 @@ def save(
         "recipe": str(compressed.recipe),
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
         "ranges": {name: _range(affine) for name, affine in _affines(compressed.quant_plan).items()},
+        **({"codebooks": sorted(tables)} if (tables := _tables(compressed)) else {}),
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
         **entries,
@@ -85,14 +88,15 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     tensors = unpack(widen(read_tensors(path, card["sha256"]), card, path), card, path)
     built = copy.deepcopy(model).eval() if model is not None else model_of(card, path)
     made, inputs, plan = _read(card, tensors, path)
-    state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO))}
+    state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_SCALE, _ZERO, _TABLE))}
     try:
         if plan is not None and plan.dtype is None:
             built = fold_batch_norms(built, inputs)
             state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
+            state.update({name: _values_of(state[name], table) for name, table in plan.codebooks.items()})
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
         built.load_state_dict(state)
-    except (PruningBenchError, RuntimeError, KeyError) as problem:
+    except (PruningBenchError, RuntimeError, KeyError, ValueError, IndexError, TypeError) as problem:
         found = f"other tensors ({' '.join(str(problem).split())})"
         raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
     return Compressed(built.eval(), made, (), plan, inputs)
@@ -123,6 +127,9 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
     state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, affine in plan.weights.items():
         state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
+    for name, table in plan.codebooks.items():
+        state[name] = _codes_of(state[name], table)
+        state[name + _TABLE] = table.detach().clone()
     for name, affine in _affines(plan).items():
         state[name + _SCALE] = affine.scale.detach().clone()
         if not _is_symmetric(affine.low, affine.high):
@@ -133,10 +140,30 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
 def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors as they stand in the file, and what its card says of them."""
     weights = compressed.quant_plan.weights if compressed.quant_plan else {}
-    stored, sparse = pack(tensors_of(compressed), {name: (a.high - a.low).bit_length() for name, a in weights.items()})
-    ranges = {name + VALUES * (name in sparse): (affine.low, affine.high) for name, affine in weights.items()}
-    stored, narrowed = narrow(stored, ranges)
+    codes = {name: (affine.low, affine.high) for name, affine in weights.items()}
+    codes |= {name: (0, max(len(table) - 1, 1)) for name, table in _tables(compressed).items()}
+    stored, sparse = pack(
+        tensors_of(compressed), {name: (high - low).bit_length() for name, (low, high) in codes.items()}
+    )
+    stored, narrowed = narrow(stored, {name + VALUES * (name in sparse): ends for name, ends in codes.items()})
     return stored, {key: value for key, value in ((KEY, sparse), (NARROW, narrowed)) if value}
+
+
+def _tables(compressed: Compressed) -> Mapping[str, Tensor]:
+    return compressed.quant_plan.codebooks if compressed.quant_plan else {}
+
+
+def _codes_of(values: Tensor, table: Tensor) -> Tensor:
+    """Indices into the table, uint8, counted from the entry that is zero and on from the last to the first."""
+    return ((nearest(values, table) - _zero_of(table)) % len(table)).to(torch.uint8)
+
+
+def _values_of(codes: Tensor, table: Tensor) -> Tensor:
+    return table[(codes.long() + _zero_of(table)) % len(table)]
+
+
+def _zero_of(table: Tensor) -> int:
+    return int(table.abs().argmin())
 
 
 def _is_symmetric(low: int, high: int) -> bool:
@@ -176,7 +203,8 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
             raise ValueError(f"dtype {card['dtype']!r}")
         return QuantPlan({}, dtype=card["dtype"])
     ranges: Mapping[str, Any] = card.get("ranges", {})
-    if not ranges:
+    tables = {name: tensors[name + _TABLE] for name in card.get("codebooks", {})}
+    if not ranges and not tables:
         return None
     affines = {
         name: Affine(tensors[name + _SCALE], _zero_point(tensors, name, low, high), low, high, axis, *group)
@@ -185,6 +213,7 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
     return QuantPlan(
         weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
         activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
+        codebooks=tables,
         dynamic=card.get("dynamic") is True,
     )
 

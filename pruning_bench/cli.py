@@ -1,4 +1,6 @@
-"""The command line: `pruning-bench list | train | compress | compare | compare-runs | doctor | judge | accept | cache`.
+"""The command line of `pruning-bench`.
+
+    list | train | compress | compare | sensitivity | compare-runs | doctor | judge | accept | cache
 
 Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to be judged.
 """
@@ -78,6 +80,31 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     comparing.add_argument("--no-time", dest="timed", action="store_false", help="do not measure latencies")
     comparing.set_defaults(run=_compare)
 
+    looking = commands.add_parser("sensitivity", help="what a recipe's last step costs, run on one layer at a time")
+    looking.add_argument("model", help="a registered model, torchvision:NAME[:WEIGHTS], or a checkpoint's path")
+    looking.add_argument("recipe", help="for instance static:w4a8, or magnitude:0.8")
+    looking.add_argument(
+        "--dataset", default=None, help=f"which trained model by that name (default: {DATASET}); a path's card tells it"
+    )
+    looking.add_argument(
+        "--data", type=Path, default=None, help="folder of the full data; the shipped part if left out"
+    )
+    looking.add_argument(
+        "--limit", type=int, default=None, metavar="N", help="measure on so many examples of the selection split"
+    )
+    looking.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    looking.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="also write it: .md a table, .json the numbers, .svg a plot; repeatable",
+    )
+    looking.add_argument("--force", action="store_true", help="overwrite the outputs")
+    looking.set_defaults(run=_sensitivity)
+
     both = commands.add_parser("compare-runs", help="two recorded runs: what changed but times, say with torch")
     which = "id (or its beginning), file, 'latest', or torch=2.11 for the latest run with that version"
     both.add_argument("a", metavar="A", help=which)
@@ -111,7 +138,7 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
         "--checkpoints", type=Path, default=None, help="folder of your own models, if the run used it"
     )
     accepting.set_defaults(run=_accept)
-    for command in (listing, making, comparing, accepting):
+    for command in (listing, making, comparing, looking, accepting):
         command.add_argument(
             "--import",
             dest="imports",
@@ -169,7 +196,7 @@ def _compress(chosen: argparse.Namespace) -> int:
     from pruning_bench.progress import progress_bar
     from pruning_bench.workbench import Workbench, compress_with
 
-    _check_output(chosen.output, chosen.force)
+    _check_output(chosen.output, chosen.force, (".safetensors",))
     _use_own(chosen)
     bench = Workbench(folder=chosen.data, full=chosen.data is not None)
     dense, card, dense_size = _dense(bench, chosen.model, chosen.dataset)
@@ -214,18 +241,18 @@ def _is_path(model: str) -> bool:
     return "/" in model or "." in model
 
 
-def _check_output(path: Path, force: bool) -> None:
+def _check_output(path: Path, force: bool, endings: Sequence[str], who: str = "compress") -> None:
     """Refuses what could not be written, or would destroy something, before the work is done."""
-    if path.suffix != ".safetensors":
-        raise PruningBenchError("compress", f"-o {path}", "a name ending in .safetensors")
-    for file in (path, path.with_suffix(".json")):
+    if path.suffix not in endings:
+        raise PruningBenchError(who, f"-o {path}", f"a name ending in {', '.join(endings)}")
+    for file in (path, path.with_suffix(".json")) if path.suffix == ".safetensors" else (path,):
         if file.is_dir():
-            raise PruningBenchError("compress", "a directory", "a file", str(file))
+            raise PruningBenchError(who, "a directory", "a file", str(file))
         if file.exists() and not force:
-            raise PruningBenchError("compress", "an existing file", "a new one, or --force", str(file))
+            raise PruningBenchError(who, "an existing file", "a new one, or --force", str(file))
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise PruningBenchError("compress", f"-o {path}", "in a folder that can be written", str(folder))
+        raise PruningBenchError(who, f"-o {path}", "in a folder that can be written", str(folder))
 
 
 def _checkpoint(model: str, dataset: str | None) -> Path:
@@ -257,6 +284,39 @@ def _compare(chosen: argparse.Namespace) -> int:
             threads=chosen.threads,
         )
     print(comparison_text(compare(bench, a, b, timed=chosen.timed)))
+    return 0
+
+
+def _sensitivity(chosen: argparse.Namespace) -> int:
+    from pruning_bench.progress import progress_bar
+    from pruning_bench.records import write_atomically
+    from pruning_bench.registry import DATASETS
+    from pruning_bench.reporting import sensitivity_text as forms
+    from pruning_bench.sensitivity import measure_sensitivity
+    from pruning_bench.workbench import Workbench
+
+    writers = {".md": forms.sensitivity_markdown, ".json": forms.sensitivity_json, ".svg": forms.sensitivity_svg}
+    for path in chosen.output:
+        _check_output(path, chosen.force, tuple(writers), "sensitivity")
+    _use_own(chosen)
+    bench = Workbench(folder=chosen.data, full=chosen.data is not None)
+    dense, card, _ = _dense(bench, chosen.model, chosen.dataset)
+    dataset = bench.dataset(card["dataset"])
+    with progress_bar() as progress:
+        found = measure_sensitivity(
+            dense,
+            chosen.recipe,
+            dataset,
+            DATASETS[card["dataset"]],
+            model=chosen.model,
+            limit=chosen.limit,
+            seed=chosen.seed,
+            progress=progress,
+        )
+    print(forms.sensitivity_text(found))
+    for path in chosen.output:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, writers[path.suffix](found))
     return 0
 
 

@@ -181,7 +181,9 @@ def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str
 def simulates(case: Case) -> bool:
     """Whether the runtime only simulates this case, so that its time means nothing."""
     tags = [STEPS[step.name].tags for step in grammar.parse(case.recipe).steps()]
-    quantizes = any(isinstance(found, QuantizationTags) and not found.casts for found in tags)
+    quantizes = any(
+        not found.casts if isinstance(found, QuantizationTags) else getattr(found, "quantizes", False) for found in tags
+    )
     return quantizes and getattr(RUNTIMES[case.runtime], "simulates_quantized", False)
 
 

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("judging",),
     ("reporting",),
     ("tasks", "workbench", "yardstick", "rivals", "measuring", "conformance", "listing"),
-    ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "machine_checks", "doctor"),
+    ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "sensitivity", "machine_checks", "doctor"),
     ("pytest_plugin", "suite_cases", "cli", "training.command"),
 )
 RESULTS = ("judging", "reporting")

@@ -206,7 +206,7 @@ def check_layers_covered(method: QuantizationMethod) -> None:
     plan = method.plan(model, level, context)
     points = find_points(export(fold_batch_norms(model, context.example_inputs), context.example_inputs))
     if method.tags.weights:
-        missing = sorted(set(points.layers.values()) - set(plan.weights))
+        missing = sorted(set(points.layers.values()) - {*plan.weights, *plan.codebooks})
         assert not missing, f"{method.name}: no weight affine for {', '.join(missing)}"
     if method.tags.activations:
         absent = sorted(set(points.values) - set(plan.activations))
@@ -227,6 +227,24 @@ def check_plan_affines(method: QuantizationMethod) -> None:
         check_codes_in_range(quantize, values, affine)
         check_round_trip(fake_quantize, values, affine)
         check_idempotent(fake_quantize, values, affine)
+
+
+def check_plan_codebooks(method: QuantizationMethod) -> None:
+    """Weights that share a table take only its values, at most 2^bits, the nearest ones; zeros stay zero."""
+    model, level, context = example(method)
+    plan = method.plan(model, level, context)
+    parameters = dict(fold_batch_norms(model, context.example_inputs).named_parameters())
+    for name, table in plan.codebooks.items():
+        before, after = parameters[name].detach(), plan.writes[name]
+        assert isinstance(level, Bits)
+        assert len(table) <= 2**level.weights, f"{method.name}: {name} has a table of {len(table)} for {level}"
+        foreign = int((~torch.isin(after, table)).sum())
+        assert not foreign, f"{method.name}: {foreign} weights of {name} outside its table"
+        alive = int(after[before == 0].count_nonzero())
+        assert not alive, f"{method.name}: {alive} zeros of {name} became something else"
+        best = (before.reshape(-1, 1) - table).abs().amin(1).reshape(before.shape)
+        worse = float(((before - after).abs() - best).max())
+        assert worse <= 1e-6 * float(before.abs().max()), f"{method.name}: {name} is {worse} off its nearest entry"
 
 
 def check_simulation_close(method: QuantizationMethod) -> None:
@@ -254,7 +272,11 @@ def checks_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check
     checks: list[Check] = [
         check_plan_deterministic,
         check_model_unchanged,
-        *([check_plan_casts] if method.tags.casts else [check_layers_covered, check_plan_affines]),
+        *(
+            [check_plan_casts]
+            if method.tags.casts
+            else [check_layers_covered, check_plan_affines, check_plan_codebooks]
+        ),
         check_simulation_close,
     ]
     return [(check.__name__.removeprefix("check_"), check) for check in checks]
@@ -266,6 +288,7 @@ def differences(first: QuantPlan, second: QuantPlan) -> list[str]:
         ("weights", first.weights, second.weights),
         ("activations", first.activations, second.activations),
         ("writes", first.writes, second.writes),
+        ("codebooks", first.codebooks, second.codebooks),
     ]
     return [
         *(["dtype"] if first.dtype != second.dtype else []),

@@ -48,7 +48,9 @@ def check_monotone_in_bits(method: QuantizationMethod) -> None:
     levels = [_level(method, bits) for bits in SWEPT]
     found = [sqnr_db(method, level) for level in levels]
     for (few, less), (many, more) in zip(*(list(zip(levels, found, strict=True))[i:] for i in (0, 1)), strict=False):
-        assert more >= less - SLACK_DB, f"{method.name}: {more:.1f} dB at {many}, should be at least the {less:.1f} of {few}"
+        assert more >= less - SLACK_DB, (
+            f"{method.name}: {more:.1f} dB at {many}, should be at least the {less:.1f} of {few}"
+        )
 
 
 def check_monotone_in_granularity(method: QuantizationMethod) -> None:

@@ -111,7 +111,9 @@ def _divergence(seen: Histogram, affine: Affine) -> float:
         return float("inf")
     p, q = reference / reference.sum(), rounded / rounded.sum()
     here = p > 0
-    smallest = torch.finfo(torch.float64).tiny  # what is cut off may fall where nothing was: nearly impossible, not quite
+    smallest = torch.finfo(
+        torch.float64
+    ).tiny  # what is cut off may fall where nothing was: nearly impossible, not quite
     return float((p[here] * (p[here] / q[here].clamp(min=smallest)).log()).sum())
 
 

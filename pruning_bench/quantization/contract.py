@@ -73,6 +73,8 @@ class QuantPlan:
         weights: parameter name in the folded model -> affine.
         activations: point name (`quantization.points`) -> affine; readable and stable across torch versions.
         writes: parameter name in the folded model -> replacement values before quantization (often none).
+        codebooks: parameter name in the folded model -> the few values that its elements take, float32, ascending, zero
+            among them; `writes` holds the parameter with these values, and `weights` leaves it out.
         dynamic: the inputs of the layers in `weights` are quantized at run time, each tensor as a whole by its own
             range, to uint8; `activations` is then empty.
         dtype: the short name (`FLOATS`) of the floating-point type that the whole model is cast to, with float32 inputs
@@ -82,6 +84,7 @@ class QuantPlan:
     weights: Mapping[str, Affine]
     activations: Mapping[str, Affine] = field(default_factory=dict)
     writes: Mapping[str, Tensor] = field(default_factory=dict)
+    codebooks: Mapping[str, Tensor] = field(default_factory=dict)
     dynamic: bool = False
     dtype: str | None = None
 

@@ -118,7 +118,10 @@ class MovingAverage(MinMax):
         assert new.highest is not None
         if self.lowest is None or self.highest is None:
             return replace(self, lowest=new.lowest, highest=new.highest)
-        lowest, highest = torch.lerp(self.lowest, new.lowest, AVERAGING), torch.lerp(self.highest, new.highest, AVERAGING)
+        lowest, highest = (
+            torch.lerp(self.lowest, new.lowest, AVERAGING),
+            torch.lerp(self.highest, new.highest, AVERAGING),
+        )
         return replace(self, lowest=lowest, highest=highest)
 
 

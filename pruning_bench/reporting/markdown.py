@@ -16,11 +16,12 @@ def to_markdown(run: Run, report: Report, rows: Sequence[Row]) -> str:
     """The same headings, rows and notes as in the terminal."""
     first, *rest = preamble(run, report, rows)
     head = [f"**{escaped(first)}**", "", *(f"* {escaped(line)}" for line in rest)]
-    tables = [_table(table) for table in (*verdict_tables(report), *case_tables(rows))]
+    tables = [table_lines(table) for table in (*verdict_tables(report), *case_tables(rows))]
     return "\n".join([*head, *(line for table in tables for line in ("", *table))]) + "\n"
 
 
-def _table(table: Table) -> list[str]:
+def table_lines(table: Table) -> list[str]:
+    """Title, rows and notes of one table."""
     lines = [f"### {escaped(table.title)}", "", _line(table.headings)]
     lines += [_line([_RULE[side] for side in table.align]), *map(_line, table.cells)]
     return [*lines, *(("", *(f"* {escaped(note)}" for note in table.notes)) if table.notes else ())]

@@ -23,12 +23,14 @@ class StepTags:
     Args:
         trains_weights: parameters change by gradient, so that the seed is the unit when accuracy is judged.
         needs_past: the step reads `context.past`, which the engine keeps for such a step alone.
+        quantizes: the step gives a `QuantPlan`, so that it is the last one of its recipe.
         reference: the paper.
         expected_failures: check name -> reason; strict.
     """
 
     trains_weights: bool = True
     needs_past: bool = False
+    quantizes: bool = False
     reference: str = ""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,7 +41,8 @@ class TrainingStep(Protocol):
 
     `run` changes `model` in place (the engine hands it a copy) and must keep what `plans` pruned at zero
     (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`. A step that prunes while it
-    trains returns the plans of what it removed, which the engine applies and keeps like those of a method.
+    trains returns the plans of what it removed, which the engine applies and keeps like those of a method; one that
+    quantizes leaves the model as it is and returns a `QuantPlan` with what it trained as `writes`.
 
     A class attribute `examples`, recipe texts, makes benchmark cases of the profile nightly.
     """

@@ -15,6 +15,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.quantization.affine import choose_affine, code_range, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan
 from pruning_bench.quantization.methods.cast import Cast
+from pruning_bench.quantization.methods.codebook import Codebook
 from pruning_bench.quantization.methods.rtn import Rtn
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.recipe import Bits
@@ -212,7 +213,28 @@ class CoarseScales(Wrapped):
         return replace(plan, activations={k: replace(v, scale=v.scale * 16) for k, v in plan.activations.items()})
 
 
+@dataclass(frozen=True)
+class Shared(Codebook):
+    """`codebook` with something done to the weights that it shares."""
+
+    change: str = ""
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        plan = super().plan(model, level, context)
+        name = "conv1.weight"  # a channel of it is zero
+        table, weight = plan.codebooks[name], plan.writes[name]
+        if self.change == "longer":
+            table = torch.linspace(-1, 1, 257)
+        other = {"foreign": weight * 1.01, "revived": weight.masked_fill(weight == 0, table[0]), "far": weight.flip(1)}
+        writes = {**plan.writes, name: other.get(self.change, weight)}
+        return replace(plan, writes=writes, codebooks={**plan.codebooks, name: table})
+
+
 METHODS = [
+    ("a longer table", checks.check_plan_codebooks, Shared(change="longer"), "table of 257"),
+    ("values outside the table", checks.check_plan_codebooks, Shared(change="foreign"), "outside its table"),
+    ("zeros revived", checks.check_plan_codebooks, Shared(change="revived"), "zeros of conv1.weight"),
+    ("not the nearest", checks.check_plan_codebooks, Shared(change="far"), "off its nearest entry"),
     ("global random numbers", checks.check_plan_deterministic, GlobalRandom(), "two plans differ in activations input"),
     ("folds in place", checks.check_model_unchanged, FoldsInPlace(), "changed conv1.weight"),
     ("leaves eval mode", checks.check_model_unchanged, LeavesEvalMode(), "changed modules"),

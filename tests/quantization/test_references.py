@@ -87,7 +87,10 @@ def run(operator: str, x: Tensor, affine: Affine) -> Tensor:
 def matrices(draw: st.DrawFn) -> tuple[Tensor, Affine]:
     """A matrix and an affine of 8 bits, per tensor, row or block, for what a node's type holds."""
     x, group, _ = draw(weights())
-    kind, signed = draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])), draw(st.booleans(), label="signed")
+    kind, signed = (
+        draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])),
+        draw(st.booleans(), label="signed"),
+    )
     options = {"axis": None if kind == "per_tensor" else 0, "group": group if kind == "per_group" else None}
     return x, choose_affine(*weight_range(x, kind, group), 8, symmetric=signed, **options)  # type: ignore[arg-type]
 

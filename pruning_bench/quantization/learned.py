@@ -1,0 +1,201 @@
+"""Fake quantization that trains: straight-through gradients, and step sizes that are learned.
+
+    x' = clamp(round(x / s), -Q_n, Q_p) * s         the values of `affine.fake_quantize`, bit for bit
+    dx'/dx = 1 where -Q_n < x / s < Q_p, else 0     (straight-through)
+    dx'/ds = round(x / s) - x / s inside, -Q_n below, Q_p above, times 1 / sqrt(n * Q)
+
+n is the number of values that share s, without the batch, and Q = max(Q_n, Q_p). A zero point z stays what it is: Q_n =
+z - low, Q_p = high - z, so that zero is exact whatever s becomes.
+
+Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pruning_bench.quantization.affine import SMALLEST_SCALE, spread
+from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.plans import Prepared
+from pruning_bench.quantization.points import runnable
+
+WEIGHTS, POINTS = "_weights", "_points"  # where the quantizers go in the trainable graph
+LEASH = 1 / 16  # of the scale that training began with; a scale near zero would clip all its values to nothing
+
+
+class StraightThrough(torch.autograd.Function):
+    """The rounding and its gradients, see the module's text; `apply(x, scale, least, most, factor)`.
+
+    Args:
+        x: float32.
+        scale: positive, of a shape that broadcasts against x.
+        least, most: -Q_n and Q_p, whole numbers.
+        factor: of the gradient of `scale`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, least: int, most: int, factor: float) -> Tensor:
+        """Same shape as x."""
+        steps = x * (1 / scale)
+        codes = steps.round().clamp_(least, most)
+        ctx.save_for_backward(steps, codes, scale)
+        ctx.limits = (least, most, factor)
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """Gradients of x and of the scale."""
+        (gradient,), (steps, codes, scale), (least, most, factor) = gradients, ctx.saved_tensors, ctx.limits
+        inside = (steps > least) & (steps < most)
+        of_x = gradient * inside if ctx.needs_input_grad[0] else None
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.where(inside, codes - steps, codes)
+            of_scale = (gradient * slope).sum_to_size(scale.shape) * factor
+        return of_x, of_scale, None, None, None
+
+
+class Quantizer(nn.Module):
+    """x -> the nearest value of a grid whose scale may be learned.
+
+    Args:
+        affine: where the scale begins; zero points all equal.
+        learn: the scale is a parameter, else a buffer.
+        batched: the first dimension of x is the batch.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    floor: Tensor
+
+    def __init__(self, affine: Affine, *, learn: bool, batched: bool) -> None:
+        super().__init__()
+        scale = affine.scale.detach().clone()
+        if learn:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", affine.zero_point.clone())
+        self.register_buffer("floor", scale * LEASH)
+        zero = int(affine.zero_point.reshape(-1)[0])
+        self.low, self.high, self.axis, self.group = affine.low, affine.high, affine.axis, affine.group
+        self.least, self.most, self.batched = affine.low - zero, affine.high - zero, batched
+
+    @property
+    def affine(self) -> Affine:
+        """What it quantizes by now."""
+        return Affine(self.scale.detach().clone(), self.zero_point.clone(), self.low, self.high, self.axis, self.group)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Lifts a scale that a step of the optimizer took below `LEASH` of where it began, or below zero."""
+        self.scale.copy_(torch.maximum(self.scale, self.floor))
+
+    def factor(self, x: Tensor) -> float:
+        """1 / sqrt(n * Q), what the gradient of the scale is multiplied with."""
+        count = x[:1].numel() if self.batched else x.numel() / self.scale.numel()
+        return float((max(count, 1) * max(-self.least, self.most)) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32, same shape."""
+        affine = Affine(self.scale, self.zero_point, self.low, self.high, self.axis, self.group)
+        made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+            x.float(), spread(affine, x.shape)[0], self.least, self.most, self.factor(x)
+        )
+        return made
+
+
+def first_scale(mean: Tensor, spanning: Affine) -> Tensor:
+    """Where a learned scale begins: 2 * mean|x| / sqrt(Q), but no wider than what spans all values.
+
+    Args:
+        mean: mean |x|, of the scale's shape.
+        spanning: the affine that reaches the largest value; its scale alone counts where the mean is zero.
+    Example:
+        >>> spanning = Affine(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), -4, 4)
+        >>> first_scale(torch.tensor(0.25), spanning), first_scale(torch.tensor(0.0), spanning)
+        (tensor(0.2500), tensor(0.5000))
+    """
+    zero = int(spanning.zero_point.reshape(-1)[0])
+    learned = 2 * mean / max(zero - spanning.low, spanning.high - zero) ** 0.5
+    return torch.where(mean > 0, torch.minimum(learned, spanning.scale), spanning.scale).clamp(min=SMALLEST_SCALE)
+
+
+class Trainable(fx.GraphModule):
+    """The folded model's graph with a quantizer on every weight and at every point of a plan."""
+
+    def quantizers(self, where: str) -> dict[str, Quantizer]:
+        """Name of the weight or point -> its quantizer; `where` is `WEIGHTS` or `POINTS`."""
+        prefix = f"{where}."
+        found = {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
+        return {name.removeprefix(prefix): module for name, module in found.items() if name.startswith(prefix)}
+
+    def affines(self, where: str) -> dict[str, Affine]:
+        """Name of the weight or point -> its affine now."""
+        return {name: quantizer.affine for name, quantizer in self.quantizers(where).items()}
+
+    def values(self) -> dict[str, Tensor]:
+        """Name -> parameter of the folded model, as trained."""
+        own = (f"{WEIGHTS}.", f"{POINTS}.")
+        parameters = self.named_parameters(remove_duplicate=False)
+        return {name: p.detach().clone() for name, p in parameters if not name.startswith(own)}
+
+
+def trainable(
+    prepared: Prepared, weights: Mapping[str, Affine], activations: Mapping[str, Affine], *, learn: bool
+) -> Trainable:
+    """A model that computes what the bare plan computes, whose parameters (and, to `learn`, scales) can be trained.
+
+    Args:
+        weights, activations: as in a `QuantPlan` of the prepared model; nothing else is quantized.
+    """
+    module, nodes = runnable(prepared.program)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    graph = module.graph
+    for node, name in prepared.points.layers.items():
+        if name in weights:
+            layer = nodes[node]
+            path = f"{WEIGHTS}.{name}"
+            module.add_submodule(path, Quantizer(weights[name], learn=learn, batched=False))
+            with graph.inserting_before(layer):
+                layer.update_arg(1, graph.call_module(path, (layer.args[1],)))
+    for name, place in prepared.points.values.items():
+        if name in activations:
+            value = nodes[place]
+            path = f"{POINTS}.{name}"
+            module.add_submodule(path, Quantizer(activations[name], learn=learn, batched=True))
+            with graph.inserting_before(value.next):
+                quantized = graph.call_module(path, (value,))
+            value.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)  # type: ignore[misc]
+    graph.lint()
+    return Trainable(module, graph)
+
+
+def mean_sizes(
+    prepared: Prepared, points: Sequence[str], calibration: Sequence[tuple[Tensor, ...]]
+) -> dict[str, Tensor]:
+    """Point -> mean |x| over the calibration batches, run in float; shape []."""
+    module, nodes = runnable(prepared.program)
+    watcher = _Watcher(module, {nodes[prepared.points.values[name]]: name for name in points})
+    with torch.no_grad():
+        for batch in calibration:
+            watcher.run(*batch)
+    return {name: (total / count).float() for name, (total, count) in watcher.seen.items()}
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, at: Mapping[fx.Node, str]) -> None:
+        super().__init__(module)
+        self.at, self.seen = at, {name: (torch.zeros((), dtype=torch.float64), 0) for name in at.values()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if name := self.at.get(n):
+            total, count = self.seen[name]
+            self.seen[name] = (total + value.abs().sum(dtype=torch.float64), count + value.numel())
+        return value

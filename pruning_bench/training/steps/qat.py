@@ -1,0 +1,124 @@
+"""Quantization-aware training: a quantized copy of the folded model is trained, and its codes become the plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from pruning_bench.errors import LevelError
+from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, first_scale, mean_sizes, trainable
+from pruning_bench.quantization.plans import Prepared, choose_activations, choose_weight, fit_biases, prepare
+from pruning_bench.recipe import Bits, bits_of
+from pruning_bench.training.contract import StepTags, training_step
+from pruning_bench.training.tuning import TuneOptions, Tuning
+
+if TYPE_CHECKING:
+    from pruning_bench.contracts import Context
+
+
+@training_step
+@dataclass(frozen=True)
+class Qat(TuneOptions):
+    """`qat:w8a8`: trains with every weight and activation rounded, then quantizes to what was trained.
+
+    Batch norm is folded first; gradients pass straight through the rounding, and the step sizes are learned (LSQ). The
+    model itself stays as it is: the trained values are the plan's `writes`. What was pruned stays zero.
+
+    Args:
+        epochs: of the training, at least 1.
+        learn_scales: scales begin at 2 * mean|x| / sqrt(Q) and train; false keeps those of the calibrated ranges.
+        ends: bits of the first and the last layer's weights and of what these read, at least the level's; 2 to 8.
+        granularity: of the weights: one scale per output channel, or one per tensor.
+    Other options: see `TuneOptions`.
+    """
+
+    epochs: int = 2
+    learn_scales: bool = True
+    ends: int = 8
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+
+    name: ClassVar[str] = "qat"
+    examples: ClassVar[tuple[str, ...]] = ("qat:w8a8",)
+    tags: ClassVar[StepTags] = StepTags(
+        quantizes=True, reference="Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153"
+    )
+
+    def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> Sequence[QuantPlan]:
+        """Trains a quantized copy of `model` and returns its plan.
+
+        Args:
+            level: `w8a8`, 2 to 8 bits each.
+        Raises:
+            LevelError: options and levels out of range.
+            ModelError: nothing to quantize, calibration or training data that are missing, a loss that is not finite.
+        """
+        bits, train = self._bits(level), context.need_train(self.name)
+        config = self.config(self.epochs, context.generator)
+        calibration = context.need_calibration(self.name)
+        prepared = prepare(model, context, self.name)
+        weights, activations = self._begin(prepared, bits, calibration)
+        quantized = trainable(prepared, weights, activations, learn=self.learn_scales)
+        tuning = Tuning(quantized, train, config, plans, context)
+        quantizers = [*quantized.quantizers(WEIGHTS).values(), *quantized.quantizers(POINTS).values()]
+        tuning.optimizer.register_step_post_hook(lambda *_: [quantizer.hold() for quantizer in quantizers])
+        tuning.run()
+        return [plan_of(quantized, prepared)]
+
+    def _bits(self, level: Any) -> Bits:
+        bits = bits_of(self.name, level)
+        if bits.activations is None:
+            raise LevelError(self.name, f"level {bits} without activations", "bits of both, such as w8a8")
+        if not 2 <= self.ends <= 8:
+            raise LevelError(self.name, f"ends {self.ends}", "2 to 8 bits")
+        return bits
+
+    def _begin(
+        self, prepared: Prepared, bits: Bits, calibration: Sequence[tuple[Tensor, ...]]
+    ) -> tuple[dict[str, Affine], dict[str, Affine]]:
+        """The affines of weights and of points that training begins with."""
+        ends, read = _ends(prepared)
+        assert bits.activations is not None
+        wide = {n: max(bits.weights, self.ends) if n in ends else bits.weights for n in prepared.weights}
+        weights = {n: choose_weight(w, wide[n], self.granularity) for n, w in prepared.weights.items()}
+        activations = choose_activations(prepared, bits.activations, calibration, self.name)
+        if self.ends > bits.activations:
+            finer = choose_activations(prepared, self.ends, calibration, self.name)
+            activations |= {name: finer[name] for name in read}
+        if self.learn_scales:
+            means = mean_sizes(prepared, list(activations), calibration)
+            activations = {n: replace(a, scale=first_scale(means[n], a)) for n, a in activations.items()}
+            sizes = {n: _mean_size(prepared.weights[n], a) for n, a in weights.items()}
+            weights = {n: replace(a, scale=first_scale(sizes[n], a)) for n, a in weights.items()}
+        return fit_biases(weights, activations, prepared), activations
+
+
+def plan_of(quantized: Trainable, prepared: Prepared) -> QuantPlan:
+    """The plan whose codes are those of the trained model."""
+    known = prepared.parameters
+    values = {name: value for name, value in quantized.values().items() if name in known}
+    folded = copy.deepcopy(prepared.folded)
+    folded.load_state_dict(values, strict=False)
+    activations = quantized.affines(POINTS)
+    weights = fit_biases(quantized.affines(WEIGHTS), activations, replace(prepared, folded=folded))
+    return QuantPlan(weights, activations, values)
+
+
+def _ends(prepared: Prepared) -> tuple[set[str], set[str]]:
+    """The weights of the first and the last layer of the graph, and the points that these layers read."""
+    layers, points = prepared.points.layers, prepared.points
+    nodes = [node for node in prepared.program.graph.nodes if node.name in layers]
+    ends = (nodes[0], nodes[-1])
+    read = {name for node in ends if (name := points.name_at(node.args[0].name))}
+    return {layers[node.name] for node in ends}, read
+
+
+def _mean_size(weight: Tensor, affine: Affine) -> Tensor:
+    """Mean |w| of the weights that are not zero (pruned ones need no step), of the scale's shape."""
+    sizes = weight.abs() if affine.axis is None else weight.abs().flatten(1)
+    dims = () if affine.axis is None else (1,)
+    return sizes.sum(dims) / (sizes > 0).sum(dims).clamp(min=1)
