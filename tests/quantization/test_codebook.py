@@ -137,10 +137,10 @@ def test_a_file_holds_tables_and_packed_indices(recipe: str, tmp_path: Path) -> 
     again = save(loaded, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "made.safetensors").read_bytes(), "saved again"
     damaged = tmp_path / "again.json"
-    damaged.write_text(damaged.read_text().replace('"codebooks": {', '"codebooks": {"none": [1], '))
+    damaged.write_text(damaged.read_text().replace('"codebooks": [', '"codebooks": ["none", '))
     with pytest.raises(CheckpointError, match="no tensor 'none:table'"):
         load(tmp_path / "again.safetensors", model=model)
-    assert again["codebooks"], "the card does not tell the shapes"
+    assert again["codebooks"], "the card does not name them"
 
 
 def test_a_large_layer_takes_a_quarter_of_a_byte_more_or_less() -> None:
