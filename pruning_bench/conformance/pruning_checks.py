@@ -274,7 +274,10 @@ def checks_for_pruning(
         PluginError: a measured budget, whose plans no check can foresee.
     """
     if getattr(method, "budget", "") == "latency":
-        found, expected = "budget=latency, measured anew for every plan", "a budget that is counted: channels, macs, params"
+        found, expected = (
+            "budget=latency, measured anew for every plan",
+            "a budget that is counted: channels, macs, params",
+        )
         raise PluginError(method.name, found, expected)
     models = list(subjects) if subjects is not None else small_subjects()[1 if method.tags.needs_batch_norm else 0 :]
     plain = _plain(method)

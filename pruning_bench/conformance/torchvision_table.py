@@ -58,7 +58,9 @@ class Row:
         """A line of the table."""
         kept = "; ".join(f"{count} {reason}" for reason, count in sorted(self.kept.items()))
         shares = f"{self.macs:.1%} | {self.params:.1%}".replace("%", " %")
-        errors = " | ".join("shapes only" if error is None else f"{error:.1e}" for error in (self.error32, self.error64))
+        errors = " | ".join(
+            "shapes only" if error is None else f"{error:.1e}" for error in (self.error32, self.error64)
+        )
         return f"| {self.model} | {shares} | {errors} | {kept} |"
 
 

@@ -202,7 +202,12 @@ def test_a_model_without_batch_norm_has_nothing_to_slim() -> None:
 
 
 EMPTYING: list[tuple[Any, float, float, str]] = [
-    (L1Filter(), 0.9, 0.8333, "0.9 leaves none of the 3 channels of 0, should be at most 0.8333, which leaves one, or "),
+    (
+        L1Filter(),
+        0.9,
+        0.8333,
+        "0.9 leaves none of the 3 channels of 0, should be at most 0.8333, which leaves one, or ",
+    ),
     (L1Filter(), 0.99, 0.8333, "0.99 leaves none of the 3 channels of 0 nor any of 1 other couplings, should be "),
     (L1Filter("global"), 0.96, 0.9347, "0.96 leaves 1 of all 23 channels, should be at most 0.9347, which leaves one "),
 ]

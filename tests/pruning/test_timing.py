@@ -110,7 +110,9 @@ def test_calls_that_something_else_delayed_do_not_count(machine: Machine) -> Non
 def test_timing_ends_when_the_side_is_clear(machine: Machine, limit: float, clear: bool) -> None:
     relative_time(Takes("small", 1 / 256), Takes("dense", 1 / 64), INPUTS, limit)  # a quarter to the last bit
     pairs = MIN_PAIRS if clear else MAX_PAIRS
-    assert 0 <= machine.runs["small"] - pairs < MAX_PAIRS - MIN_PAIRS, f"{machine.runs}, should be {pairs} and a warm-up"
+    assert 0 <= machine.runs["small"] - pairs < MAX_PAIRS - MIN_PAIRS, (
+        f"{machine.runs}, should be {pairs} and a warm-up"
+    )
 
 
 def test_the_interval_of_the_median_narrows_with_the_pairs() -> None:
@@ -152,7 +154,7 @@ def counted(level: float, ratio: Any) -> tuple[ChannelPlan, list[tuple[float, fl
 
     def time(small: nn.Module, dense: nn.Module, inputs: tuple[Tensor, ...], limit: float) -> float:
         assert inputs is INPUTS, "timed on other inputs than those of the context"
-        assert not (small.training or dense.training), "timed in training mode"
+        assert (small.training, dense.training) == (False, False), "timed in training mode"
         asked.append((seconds_of(small) / seconds_of(dense), ratio(seconds_of(small) / seconds_of(dense))))
         return asked[-1][1]
 
@@ -209,5 +211,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_no_check_judges_a_method_by_the_clock() -> None:
-    with pytest.raises(PluginError, match=r"^l1_filter: budget=latency, measured anew for every plan, should be a budget"):
+    with pytest.raises(
+        PluginError, match=r"^l1_filter: budget=latency, measured anew for every plan, should be a budget"
+    ):
         check_method(L1Filter(budget="latency"))
