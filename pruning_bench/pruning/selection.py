@@ -128,6 +128,9 @@ def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
 def select_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     """`keep_largest` over all tensors as if they were one, in the order of the mapping.
 
+    Of |w| these are the masks of `torch.nn.utils.prune.global_unstructured` but for scores equal to the threshold,
+    where that one's choice, by `torch.topk`, is left open: of 23 million float32 weights a few are equal there.
+
     Args:
         scores: name -> any shape, finite, of any floating-point type; `LazyScores` are made one at a time.
     Raises:

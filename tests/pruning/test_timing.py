@@ -154,7 +154,7 @@ def counted(level: float, ratio: Any) -> tuple[ChannelPlan, list[tuple[float, fl
 
     def time(small: nn.Module, dense: nn.Module, inputs: tuple[Tensor, ...], limit: float) -> float:
         assert inputs is INPUTS, "timed on other inputs than those of the context"
-        assert not (small.training or dense.training), "timed in training mode"
+        assert (small.training, dense.training) == (False, False), "timed in training mode"
         asked.append((seconds_of(small) / seconds_of(dense), ratio(seconds_of(small) / seconds_of(dense))))
         return asked[-1][1]
 
