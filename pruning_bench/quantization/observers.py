@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pruning_bench.errors import ModelError
 from pruning_bench.quantization.affine import choose_affine
-from pruning_bench.quantization.clipping import Choose, Range, entropy_range, mse_range, percentile_range
+from pruning_bench.quantization.clipping import Choose, Range, mse_range, percentile_range
 from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.histogram import Histogram, check_batch
 
-ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse"]
 AVERAGING = 0.1  # weight of the newest batch
 
 
@@ -60,7 +60,7 @@ def weight_range(weight: Tensor, granularity: str, group: int | None = None) -> 
     assert group is not None
     rows = weight.flatten(1)
     full = rows.shape[1] // group * group
-    parts = [rows[:, :full].unflatten(1, (-1, group))] if full else []
+    parts = [rows[:, :full].reshape(len(rows), -1, group)] if full else []
     lowest, highest = [p.amin(2) for p in parts], [p.amax(2) for p in parts]
     if full < rows.shape[1]:
         lowest.append(rows[:, full:].amin(1, keepdim=True))
@@ -118,7 +118,10 @@ class MovingAverage(MinMax):
         assert new.highest is not None
         if self.lowest is None or self.highest is None:
             return replace(self, lowest=new.lowest, highest=new.highest)
-        lowest, highest = torch.lerp(self.lowest, new.lowest, AVERAGING), torch.lerp(self.highest, new.highest, AVERAGING)
+        lowest, highest = (
+            torch.lerp(self.lowest, new.lowest, AVERAGING),
+            torch.lerp(self.highest, new.highest, AVERAGING),
+        )
         return replace(self, lowest=lowest, highest=highest)
 
 
@@ -148,5 +151,4 @@ OBSERVERS: Mapping[ObserverName, Observer] = {
     "moving_average": MovingAverage(),
     "percentile": Clipping(percentile_range),
     "mse": Clipping(mse_range),
-    "entropy": Clipping(entropy_range),
 }

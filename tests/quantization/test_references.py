@@ -1,4 +1,4 @@
-"""Scales, codes and values equal those of independent implementations: torchao's primitives, and onnxruntime's nodes."""
+"""Scales, codes and values equal those of other implementations: torchao's primitives and onnxruntime's nodes."""
 
 import functools
 from collections.abc import Callable
@@ -33,18 +33,18 @@ def weights(draw: st.DrawFn) -> tuple[Tensor, int, Affine]:
 def check_equals_torchao(x: Tensor, group: int, affine: Affine, codes: Callable[..., Tensor] = quantize) -> None:
     """Scales to the last bit but one, codes and values exactly, those of torchao's primitives on blocks [1, group]."""
     torchao = pytest.importorskip("torchao.quantization.quant_primitives")
-    block, kind = (1, group), torch.int8
+    block, kind, ends = (1, group), torch.int8, (affine.low, affine.high)
     scale, zero = torchao.choose_qparams_affine(
-        x, torchao.MappingType.SYMMETRIC, block, kind, affine.low, affine.high, eps=2.0**-60
+        x, torchao.MappingType.SYMMETRIC, block, kind, *ends, eps=2.0**-60, keepdim=True
     )
     empty = affine.scale == 1 / affine.high  # of groups of zeros: any scale does
-    off = ((affine.scale - scale.view_as(affine.scale)).abs() / affine.scale)[~empty]
+    off = ((affine.scale - scale).abs() / affine.scale)[~empty]
     assert not off.numel() or float(off.max()) < 2.0**-22, f"scales {affine.scale}, should be {scale}"
     assert not zero.any(), f"zero points {zero}"
     own = codes(x, affine)
-    other = torchao.quantize_affine(x, block, affine.scale, affine.zero_point, kind, affine.low, affine.high)
+    other = torchao.quantize_affine(x, block, affine.scale, affine.zero_point, kind, *ends)
     assert torch.equal(own, other.int()), f"codes {own}, should be {other}"
-    values = torchao.dequantize_affine(other, block, affine.scale, affine.zero_point, kind, affine.low, affine.high)
+    values = torchao.dequantize_affine(other, block, affine.scale, affine.zero_point, kind, *ends)
     assert torch.equal(dequantize(own, affine), values), f"values {dequantize(own, affine)}, should be {values}"
 
 
@@ -87,7 +87,10 @@ def run(operator: str, x: Tensor, affine: Affine) -> Tensor:
 def matrices(draw: st.DrawFn) -> tuple[Tensor, Affine]:
     """A matrix and an affine of 8 bits, per tensor, row or block, for what a node's type holds."""
     x, group, _ = draw(weights())
-    kind, signed = draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])), draw(st.booleans(), label="signed")
+    kind, signed = (
+        draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])),
+        draw(st.booleans(), label="signed"),
+    )
     options = {"axis": None if kind == "per_tensor" else 0, "group": group if kind == "per_group" else None}
     return x, choose_affine(*weight_range(x, kind, group), 8, symmetric=signed, **options)  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ class Static:
     Args:
         granularity: of the weights: one scale per output channel, or one per tensor.
         observer: how activation ranges are found (`quantization.observers`): "minmax" is the range over all calibration
-            batches, "moving_average" that of the batches on average; "percentile", "mse" and "entropy" cut outliers off.
+            batches, "moving_average" that of the batches on average; "percentile" and "mse" cut outliers off.
     """
 
     name: ClassVar[str] = "static"
