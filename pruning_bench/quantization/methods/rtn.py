@@ -36,6 +36,7 @@ class Rtn:
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         activations=False,
         needs_calibration=False,
+        sqnr_db={4: 4.0, 8: 30.0},
         reference="Dettmers and Zettlemoyer, The case for 4-bit precision: k-bit Inference Scaling Laws, ICML 2023, "
         "arXiv 2212.09720",
     )
