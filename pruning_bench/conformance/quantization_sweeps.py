@@ -1,7 +1,7 @@
 """What must hold for a quantization method over several bits, granularities and data, and for a pruned model.
 
-Each check is called with the method, asserts with the values, and returns nothing; `sweeps_for_quantization` lists those
-that its tags ask for.
+Each check is called with the method, asserts with the values, and returns nothing; those that its
+tags ask for are in `sweeps_for_quantization`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 
 from pruning_bench.conformance.quantization_checks import Check, example, example_images
+from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationMethod
@@ -45,12 +48,10 @@ def check_sqnr_bars(method: QuantizationMethod) -> None:
 
 def check_monotone_in_bits(method: QuantizationMethod) -> None:
     """More bits of the weights are never worse, to `SLACK_DB`."""
-    levels = [_level(method, bits) for bits in SWEPT]
-    found = [sqnr_db(method, level) for level in levels]
-    for (few, less), (many, more) in zip(*(list(zip(levels, found, strict=True))[i:] for i in (0, 1)), strict=False):
-        assert more >= less - SLACK_DB, (
-            f"{method.name}: {more:.1f} dB at {many}, should be at least the {less:.1f} of {few}"
-        )
+    found = [(level, sqnr_db(method, level)) for level in (_level(method, bits) for bits in SWEPT)]
+    for (few, less), (many, more) in pairwise(found):
+        words = f"{more:.1f} dB at {many}, should be at least the {less:.1f} of {few}"
+        assert more >= less - SLACK_DB, f"{method.name}: {words}"
 
 
 def check_monotone_in_granularity(method: QuantizationMethod) -> None:
@@ -92,12 +93,9 @@ def check_bad_calibration(method: QuantizationMethod) -> None:
     model, level, context = example(method)
     spoilt = torch.ones(2, 3, 8, 8).index_fill(0, torch.tensor([1]), math.nan)
     for what, batches in {"no": None, "no batches of": [], "empty": [(spoilt[:0],)], "non-finite": [(spoilt,)]}.items():
-        try:
-            method.plan(model, level, dataclasses.replace(context, calibration=batches))
-        except ModelError as error:
-            assert "\n" not in str(error), f"{method.name}: the error for {what} calibration data has several lines"
-        else:
-            raise AssertionError(f"{method.name}: plans from {what} calibration data, should refuse it")
+        error = _refusal(method, model, level, dataclasses.replace(context, calibration=batches))
+        assert error, f"{method.name}: plans from {what} calibration data, should refuse it"
+        assert "\n" not in error, f"{method.name}: the error for {what} calibration data has several lines: {error}"
 
 
 def sweeps_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check]]:
@@ -110,6 +108,14 @@ def sweeps_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check
         checks += [] if tags.activations else [check_weights_alone]
         checks += [check_sqnr_bars] if tags.sqnr_db else []
     return [(check.__name__.removeprefix("check_"), check) for check in checks]
+
+
+def _refusal(method: QuantizationMethod, model: nn.Module, level: Any, context: Context) -> str:
+    try:
+        method.plan(model, level, context)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _level(method: QuantizationMethod, bits: int) -> Bits:

@@ -45,7 +45,8 @@ def round_blocks(x: Tensor, block: int) -> Tensor:
         >>> round_blocks(torch.tensor([127.0, 0.6, 254.0, 2.9]), 2)
         tensor([127.,   1., 254.,   2.])
     """
-    parts = nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    whole = nn.functional.pad(x, (0, -x.shape[-1] % block))
+    parts = whole.reshape(*x.shape[:-1], whole.shape[-1] // block, block)
     most = parts.abs().amax(-1, keepdim=True)
     codes = (parts * torch.where(most > 0, HIGHEST / most, 0.0)).round()
     return (codes * (most / HIGHEST)).flatten(-2)[..., : x.shape[-1]]

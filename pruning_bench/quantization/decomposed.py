@@ -68,7 +68,7 @@ class Decomposed:
     sums_in_layers = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
-        """A float operator with a dequantized weight; made float once where the input is in float, for want of kernels."""
+        """A float operator with a dequantized weight; where the input is in float, with one made float beforehand."""
         assert site.weight is not None
         assert site.weight_affine is not None
         if site.inputs[0] is None:

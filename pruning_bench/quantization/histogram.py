@@ -67,13 +67,14 @@ class Histogram:
         a, b = self.coarser(width), other.coarser(width)
         first = min(a.first, b.first)
         size = max(part.first + len(part.counts) for part in (a, b)) - first
-        added = []
-        for name in ("counts", "sums", "squares"):
-            total = torch.zeros(size, dtype=torch.float64)
+
+        def total(name: str) -> Tensor:
+            room = torch.zeros(size, dtype=torch.float64)
             for part in (a, b):
-                total[part.first - first : part.first - first + len(part.counts)] += getattr(part, name)
-            added.append(total)
-        return Histogram(width, first, *added, lowest, highest)
+                room[part.first - first : part.first - first + len(part.counts)] += getattr(part, name)
+            return room
+
+        return Histogram(width, first, total("counts"), total("sums"), total("squares"), lowest, highest)
 
     def coarser(self, width: float) -> Histogram:
         """The same values in bins of a width that is a power of two times this one's."""

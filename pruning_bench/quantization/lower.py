@@ -358,6 +358,9 @@ def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) ->
         if affine.group is not None and (affine.axis != 0 or plan.activations or plan.dynamic):
             found = "scales per group beside quantized activations" if affine.axis == 0 else f"axis {affine.axis}"
             raise PlanError(WHO, found, "groups of weights alone, along axis 0", f"weights {name}")
+        if affine.zero_point.any() and not plan.weights_only:
+            found = "zero points of a weight beside quantized activations"
+            raise PlanError(WHO, found, "a symmetric weight, or weights alone", f"weights {name}")
     for name in plan.activations:
         if name not in points.values:
             raise PlanError(WHO, f"point {name!r}", closest(name, points.values), "activations")

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pruning_bench.errors import ModelError
 from pruning_bench.quantization.affine import choose_affine
-from pruning_bench.quantization.clipping import Choose, Range, entropy_range, mse_range, percentile_range
+from pruning_bench.quantization.clipping import Choose, Range, mse_range, percentile_range
 from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.histogram import Histogram, check_batch
 
-ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse"]
 AVERAGING = 0.1  # weight of the newest batch
 
 
@@ -151,5 +151,4 @@ OBSERVERS: Mapping[ObserverName, Observer] = {
     "moving_average": MovingAverage(),
     "percentile": Clipping(percentile_range),
     "mse": Clipping(mse_range),
-    "entropy": Clipping(entropy_range),
 }

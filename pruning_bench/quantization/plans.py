@@ -66,16 +66,22 @@ def prepare(model: nn.Module, context: Context, who: str) -> Prepared:
 
 
 def choose_weight(
-    weight: Tensor, bits: int, granularity: str, group: int | None = None, observer: WeightObserverName = "minmax"
+    weight: Tensor,
+    bits: int,
+    granularity: str,
+    group: int | None = None,
+    observer: WeightObserverName = "minmax",
+    symmetric: bool = True,
 ) -> Affine:
-    """The symmetric affine of a weight, one scale per tensor, channel (dimension 0) or group of columns.
+    """The affine of a weight, one scale per tensor, channel (dimension 0) or group of columns.
 
     Args:
         observer: "minmax" spans the weight; "mse" takes the scale of least squared error, see `clip_weight`.
+        symmetric: zero points are 0, which every lowering takes; others are for weights alone.
     """
     ends = weight_range(weight, granularity, group)
     axis, group = None if granularity == "per_tensor" else 0, group if granularity == "per_group" else None
-    affine = choose_affine(*ends, bits, symmetric=True, axis=axis, group=group)
+    affine = choose_affine(*ends, bits, symmetric=symmetric, axis=axis, group=group)
     return clip_weight(weight, affine) if observer == "mse" else affine
 
 

@@ -75,7 +75,7 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
         )
     assert made is not None
     for value in made.model.graph.initializers.values():
-        if value.name.rpartition(".")[2] == NIBBLES:
+        if str(value.name).rpartition(".")[2] == NIBBLES:
             _narrow(value)
     for index, node in enumerate(made.model.graph):
         node.name = SEPARATOR.join((_layer(node), node.op_type, str(index)))

@@ -17,9 +17,10 @@ from pruning_bench.recipe import bits_of
 @quantization_method
 @dataclass(frozen=True)
 class Rtn:
-    """`rtn:w8`, `rtn:w4,group=32`: symmetric weights of all convolutions and linear layers; activations stay in float.
+    """`rtn:w8`, `rtn:w4,group=32`: weights of all convolutions and linear layers; activations stay in float.
 
-        scale = max |w| / (2^(bits-1) - 1),   code = round(w / scale)
+        symmetric: scale = max |w| / (2^(bits-1) - 1),        code = round(w / scale)
+        else:      scale = (max w - min w) / (2^bits - 1),    code = round(w / scale) + zero_point
 
     The file is smaller on every runtime. Whether anything is faster depends on the layer: runtimes have kernels that
     read such codes for linear layers (of `blocked.block_of`); elsewhere the rounded weights are floats again.
@@ -27,6 +28,7 @@ class Rtn:
     Args:
         group: columns of a weight, seen as [channels, columns], that share a scale; 0 for all of a channel.
         observer: "minmax" takes the scale above, "mse" the smaller one, if any, whose squared error is least.
+        symmetric: without zero points. With them 2 and 3 bits hold more; runtimes then read the weights as floats.
     """
 
     name: ClassVar[str] = "rtn"
@@ -34,12 +36,14 @@ class Rtn:
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         activations=False,
         needs_calibration=False,
+        sqnr_db={4: 4.0, 8: 30.0},
         reference="Dettmers and Zettlemoyer, The case for 4-bit precision: k-bit Inference Scaling Laws, ICML 2023, "
         "arXiv 2212.09720",
     )
 
     group: int = 0
     observer: WeightObserverName = "minmax"
+    symmetric: bool = True
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
         """The plan for `model` with its batch norm folded.
@@ -59,7 +63,7 @@ class Rtn:
         granularity = "per_group" if self.group else "per_channel"
         return QuantPlan(
             {
-                name: choose_weight(weight, bits.weights, granularity, self.group, self.observer)
+                name: choose_weight(weight, bits.weights, granularity, self.group, self.observer, self.symmetric)
                 for name, weight in weights.items()
             }
         )

@@ -26,7 +26,7 @@ class Static:
     Args:
         granularity: of the weights: one scale per output channel, or one per tensor.
         observer: how activation ranges are found (`quantization.observers`): "minmax" is the range over all calibration
-            batches, "moving_average" that of the batches on average; "percentile", "mse" and "entropy" cut outliers off.
+            batches, "moving_average" that of the batches on average; "percentile" and "mse" cut outliers off.
     """
 
     name: ClassVar[str] = "static"
@@ -36,8 +36,9 @@ class Static:
         "static:w8a8,observer=mse",
     )
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        sqnr_db={4: 4.0, 8: 20.0},
         reference="Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
-        "Inference, CVPR 2018, arXiv 1712.05877"
+        "Inference, CVPR 2018, arXiv 1712.05877",
     )
 
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
