@@ -67,7 +67,7 @@ def test_layers_are_shown_what_the_decided_ones_before_them_make() -> None:
     changed, floats = shown()
     same(changed, by_hand(halve=True))
     same(floats, by_hand(halve=False))
-    with pytest.raises(AssertionError, match="conv2.weight"):  # the mutant: nothing that was decided is used
+    with pytest.raises(AssertionError, match=r"conv2\.weight"):  # the mutant: nothing that was decided is used
         same(shown(forget=True)[0], by_hand(halve=True))
 
 
@@ -106,6 +106,6 @@ def test_progress_counts_layers_and_bad_batches_are_named() -> None:
     watched = Context(context.example_inputs, context.generator, batches, progress=lambda *words: told.append(words))
     decide_layers(prepare(model, context, "test"), batches, halved, watched, "test")
     assert told == [(f"test: {name}", at, 5) for at, name in enumerate(by_hand(halve=False))], f"{told}"
+    prepared = prepare(ExampleNet().eval(), context, "test")
     with pytest.raises(ModelError, match=r"^test: a batch that does not run .*calibration batch 1"):
-        prepared = prepare(ExampleNet().eval(), context, "test")
         decide_layers(prepared, [batches[0], (torch.zeros(2, 7),)], halved, context, "test")
