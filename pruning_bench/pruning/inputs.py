@@ -52,7 +52,7 @@ def watch_inputs(
 
 
 def watch_call(call: Callable[[], object], name: str, weight: Tensor, see: See, who: str) -> None:
-    """Makes one call and shows `see(name, patches)` all that the weight is multiplied with in it; see `watch_inputs`."""
+    """Makes one call and shows `see(name, patches)` what the weight is multiplied with in it; see `watch_inputs`."""
     with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, see, who):
         call()
 

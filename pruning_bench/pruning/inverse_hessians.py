@@ -61,7 +61,7 @@ def inverse_root(gram: Tensor, damping: float, name: str, who: str) -> tuple[Ten
 
 
 def sweep(rows: Tensor, root: Tensor, block: int, decide: Callable[[Tensor, int, int], Tensor]) -> Tensor:
-    """Settles one column after the other; each change is made up for by the columns behind it, so that W X changes least.
+    """Settles one column after the other; those behind it make up for each change, so that W X changes least.
 
     A change of w_ij by d changes its row from column j on by d / [H_j^-1]_jj * [H_j^-1]_j.
 

@@ -155,10 +155,10 @@ def _through(node: Node, source: Node, axis: int) -> tuple[int, int] | None:
     if name in KEEPS or (name in POOLINGS and axis == 1):
         return axis, 1
     if name == "aten.transpose":
-        first, second = (int(at) % dims for at in node.args[1:3])  # type: ignore[call-overload]
+        first, second = (at % dims for at in node.args[1:3] if isinstance(at, int))
         return {first: second, second: first}.get(axis, axis), 1
-    if name == "aten.permute":
-        return [int(at) % dims for at in node.args[1]].index(axis), 1  # type: ignore[union-attr]
+    if name == "aten.permute" and isinstance(node.args[1], (list, tuple)):
+        return [at % dims for at in node.args[1] if isinstance(at, int)].index(axis), 1
     if name == "aten.flatten" and axis == 1 and _argument(node, 1) == 1 and _argument(node, 2) in (None, -1, dims - 1):
         return 1, prod(int(size) for size in source.meta["val"].shape[2:])
     return None

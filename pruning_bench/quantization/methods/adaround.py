@@ -204,7 +204,7 @@ def learn(
             if (pull := exponent(iteration / iterations)) is not None:
                 loss = loss + PULL * (1 - (2 * up - 1).abs().pow(pull)).mean()
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
     chosen = (below + (rectified_sigmoid(v.detach()) >= 0.5)).clamp(affine.low, affine.high)
     values = dequantize(chosen.to(torch.int32), affine).masked_fill(fixed, 0)

@@ -36,7 +36,7 @@ class Gptq:
         group: columns that share a scale, 0 for one scale per output channel; a group's scale spans its weights as they
             are when its first column is rounded. Weights alone have groups.
         damping: share of the mean of H's diagonal that is added to it, above 0.
-        ordered: round the columns of the largest inputs first; not with groups.
+        ordered: round the columns of the largest inputs first; without effect on groups.
     Reference:
         Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, ICLR 2023,
         arXiv 2210.17323.
@@ -44,7 +44,7 @@ class Gptq:
 
     group: int = 0
     damping: float = 0.01
-    ordered: bool = True
+    ordered: bool = False
     name: ClassVar[str] = "gptq"
     examples: ClassVar[tuple[str, ...]] = ("gptq:w4", "gptq:w4,group=32", "gptq:w4a8")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
