@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32, same shape."""
         affine = Affine(self.scale, self.zero_point, self.low, self.high, self.axis, self.group)
-        made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        made: Tensor = StraightThrough.apply(
             x.float(), spread(affine, x.shape)[0], self.least, self.most, self.factor(x)
         )
         return made
