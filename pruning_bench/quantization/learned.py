@@ -150,12 +150,12 @@ def trainable(
 ) -> Trainable:
     """A model that computes what the bare plan computes, whose parameters (and, to `learn`, scales) can be trained.
 
+    Parameters that were frozen stay frozen.
+
     Args:
         weights, activations: as in a `QuantPlan` of the prepared model; nothing else is quantized.
     """
     module, nodes = runnable(prepared.program)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
     graph = module.graph
     for node, name in prepared.points.layers.items():
         if name in weights:
