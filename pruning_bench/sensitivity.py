@@ -59,8 +59,8 @@ def measure_sensitivity(
     if limit is not None and limit < 1:
         raise PruningBenchError(WHO, f"--limit {limit}", "at least 1")
     if not steps or not callable(getattr(steps[-1].method(), "plan", None)):
-        found = f"{steps[-1]}, a step that trains" if steps else "dense"
-        raise PruningBenchError(WHO, found, "a method that prunes or quantizes as the last step", recipe)
+        given = f"{steps[-1]}, a step that trains" if steps else "dense"
+        raise PruningBenchError(WHO, given, "a method that prunes or quantizes as the last step", recipe)
     earlier = grammar.Recipe(tuple(steps[:-1]))
     base = compress_with(dense, str(earlier), dataset, seed=seed, progress=progress).float_model
     made = compress_with(base, str(steps[-1]), dataset, seed=seed, progress=progress)
@@ -81,7 +81,7 @@ def measure_sensitivity(
 
     progress("all", 0, len(parts) + 1)
     whole = alone("all", sum(part[1] for part in parts), str(steps[-1].level or ""), _whole(made))
-    found = []
+    found: list[Alone] = []
     for done, (part, weights, change, build) in enumerate(parts, 1):
         progress(part, done, len(parts) + 1)
         found.append(alone(part, weights, change, build()))

@@ -49,7 +49,8 @@ def choose_codebook(values: Tensor, entries: int, who: str = "codebook") -> Tens
         if torch.equal(moved, centres):
             break
         centres = moved
-    return torch.unique(centres.float())
+    distinct: Tensor = centres.float().unique()  # type: ignore[no-untyped-call]
+    return distinct
 
 
 def nearest(values: Tensor, table: Tensor) -> Tensor:

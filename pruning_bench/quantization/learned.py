@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32, same shape."""
         affine = Affine(self.scale, self.zero_point, self.low, self.high, self.axis, self.group)
-        made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        made: Tensor = StraightThrough.apply(
             x.float(), spread(affine, x.shape)[0], self.least, self.most, self.factor(x)
         )
         return made
@@ -150,12 +150,12 @@ def trainable(
 ) -> Trainable:
     """A model that computes what the bare plan computes, whose parameters (and, to `learn`, scales) can be trained.
 
+    Parameters that were frozen stay frozen.
+
     Args:
         weights, activations: as in a `QuantPlan` of the prepared model; nothing else is quantized.
     """
     module, nodes = runnable(prepared.program)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
     graph = module.graph
     for node, name in prepared.points.layers.items():
         if name in weights:

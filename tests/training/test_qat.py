@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench import compress, load, save
+from pruning_bench.cases import Case
 from pruning_bench.conformance.quantization_checks import differences
 from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
 from pruning_bench.contracts import Context
+from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.measuring import simulates
 from pruning_bench.quantization.affine import quantize
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.learned import Trainable
@@ -171,6 +174,12 @@ def test_a_loss_that_is_not_finite_is_said_and_the_model_left_alone() -> None:
     with pytest.raises(ModelError, match=r"loss (nan|inf).*should be finite"):
         Qat(epochs=2, lr=1e38).run(model, "w4a4", (), given())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "the model changed"
+
+
+def test_eager_only_simulates_it_so_that_no_time_is_taken() -> None:
+    discover()
+    seen = {recipe: simulates(Case("m", "d", recipe, "eager")) for recipe in ("qat:w8a8", "finetune:1")}
+    assert seen == {"qat:w8a8": True, "finetune:1": False}, f"{seen}"
 
 
 def test_the_recipe_is_canonical() -> None:

@@ -65,7 +65,12 @@ class Qat(TuneOptions):
         quantized = trainable(prepared, weights, activations, learn=self.learn_scales)
         tuning = Tuning(quantized, train, config, plans, context)
         quantizers = [*quantized.quantizers(WEIGHTS).values(), *quantized.quantizers(POINTS).values()]
-        tuning.optimizer.register_step_post_hook(lambda *_: [quantizer.hold() for quantizer in quantizers])
+
+        def hold(*_: Any) -> None:
+            for quantizer in quantizers:
+                quantizer.hold()
+
+        tuning.optimizer.register_step_post_hook(hold)
         tuning.run()
         return [plan_of(quantized, prepared)]
 
