@@ -31,7 +31,9 @@ class Suite:
         return int(self.pytester.runpytest_subprocess(*ARGUMENTS).ret)
 
     def accept(self) -> None:
-        done = self.pytester.run(sys.executable, "-m", "pruning_bench.cli", "accept", "latest", "--reason=test", "--import=conftest.py")
+        done = self.pytester.run(
+            sys.executable, "-m", "pruning_bench.cli", "accept", "latest", "--reason=test", "--import=conftest.py"
+        )
         assert done.ret == 0, done.stderr.str()
 
     def verdicts(self, metric: str) -> dict[str, dict[str, Any]]:
