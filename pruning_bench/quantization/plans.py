@@ -90,14 +90,18 @@ def choose_activations(
     calibration: Sequence[tuple[Tensor, ...]],
     who: str,
     observer: ObserverName = "minmax",
+    symmetric: bool = False,
 ) -> dict[str, Affine]:
-    """The unsigned asymmetric affine of every point, by what its value is over the calibration batches.
+    """The affine of every point, by what its value is over the calibration batches.
 
+    Args:
+        symmetric: signed codes around a zero point of 0, with the lowest one that their bits have; else unsigned ones.
     Raises:
         ModelError: as `observe`.
     """
     seen = observe(prepared.program, prepared.points, calibration, who, observer)
-    return {name: range_.affine(bits, symmetric=False, who=who) for name, range_ in seen.items()}
+    affines = {name: range_.affine(bits, symmetric=symmetric, who=who) for name, range_ in seen.items()}
+    return {name: replace(a, low=-a.high - 1) for name, a in affines.items()} if symmetric else affines
 
 
 def observe(
