@@ -105,10 +105,10 @@ def test_nothing_to_quantize() -> None:
         METHOD.plan(nn.ReLU(), "w8a8", example(METHOD)[2])
 
 
-def test_symmetric_activations_have_signed_codes_around_zero() -> None:
+def test_symmetric_activations_have_zero_in_the_middle() -> None:
     plan = Static(symmetric=True).plan(*example(METHOD))
     for name, affine in plan.activations.items():
-        assert (affine.low, affine.high, int(affine.zero_point)) == (-128, 127, 0), f"{name}: {affine}"
+        assert (affine.low, affine.high, int(affine.zero_point)) == (0, 255, 128), f"{name}: {affine}"
     check_simulation_close(Static(symmetric=True))
 
 

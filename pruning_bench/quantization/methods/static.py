@@ -27,7 +27,7 @@ class Static:
         granularity: of the weights: one scale per output channel, or one per tensor.
         observer: how activation ranges are found (`quantization.observers`): "minmax" is the range over all calibration
             batches, "moving_average" that of the batches on average; "percentile" and "mse" cut outliers off.
-        symmetric: activations have signed codes around zero; behind a ReLU half of them idle. Weights always have.
+        symmetric: of the activations: the zero point is in the middle; behind a ReLU half of the codes idle.
     """
 
     name: ClassVar[str] = "static"
