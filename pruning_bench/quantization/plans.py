@@ -95,7 +95,7 @@ def choose_activations(
     """The affine, of unsigned codes, of every point, by what its value is over the calibration batches.
 
     Args:
-        symmetric: the zero point is in the middle: signed codes, held 2^(bits - 1) higher as runtimes' kernels take them.
+        symmetric: the zero point is in the middle: signed codes, held 2^(bits - 1) higher as kernels take them.
     Raises:
         ModelError: as `observe`.
     """
