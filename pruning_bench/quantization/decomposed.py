@@ -68,10 +68,10 @@ class Decomposed:
     sums_in_layers = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
-        """A float operator with a dequantized weight; where the input is in float, with one made float beforehand."""
+        """A float operator with a dequantized weight; of weights alone, with one made float beforehand."""
         assert site.weight is not None
         assert site.weight_affine is not None
-        if site.inputs[0] is None:
+        if site.alone:
             return FloatLayer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
         return Layer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
 

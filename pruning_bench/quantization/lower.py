@@ -63,6 +63,7 @@ class Site:
         relu: a ReLU stands between the node and its quantizer.
         weight, weight_affine, bias: of a layer.
         dynamic: its input is quantized at run time.
+        alone: the plan quantizes weights and nothing else.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Site:
     weight_affine: Affine | None = None
     bias: Tensor | None = None
     dynamic: bool = False
+    alone: bool = False
 
 
 class Form(Protocol):
@@ -159,7 +161,7 @@ class Simulation:
         x = site.inputs[0]
         if site.dynamic:
             return DynamicLinear(site.weight, site.weight_affine, site.bias), False
-        block = block_of(site.weight, site.weight_affine) if x is None and Rule.BLOCKED_INPUTS in self.rules else None
+        block = block_of(site.weight, site.weight_affine) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
         if block is not None:
             return BlockedLinear(site.weight, site.weight_affine, site.bias, block), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
@@ -207,7 +209,7 @@ class Qdq:
         if site.dynamic:
             return qdq.DynamicLinear(site.weight, site.weight_affine, site.bias, self.saturating), False
         common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
-        if site.inputs[0] is not None:
+        if not site.alone:
             return qdq.Layer(*common, site.inputs[0], self.saturating), False
         if block_of(site.weight, site.weight_affine) is None:  # no kernel: made float once, not at every run
             return FloatLayer(*common), False
@@ -294,7 +296,11 @@ class _Lowering:
         site = self._site(name, node, node.args[:1], node.args[3:])
         bias = held[1] if len(held) == 2 else None
         dynamic = self.plan.dynamic and operator(node) == "aten.linear"
-        return self.form.layer(replace(site, weight=held[0], weight_affine=affine, bias=bias, dynamic=dynamic))
+        return self.form.layer(
+            replace(
+                site, weight=held[0], weight_affine=affine, bias=bias, dynamic=dynamic, alone=self.plan.weights_only
+            )
+        )
 
     def _tensor(self, value: Any) -> Tensor | None:
         """The parameter or buffer that an argument reads."""
