@@ -20,8 +20,8 @@ from pruning_bench.recipe import bits_of
 LOWEST, HIGHEST = -0.1, 1.1  # ends of the stretched sigmoid, which is clamped to [0, 1]
 WARM = 0.2  # share of the iterations before weights are drawn to a side
 SOFT, HARD = 20.0, 2.0  # first and last exponent of that draw
-PULL = 0.1  # strength of the draw, beside an error of 1 for rounding to nearest
-RATE = 1e-2  # Adam's
+PULL = 3.0  # strength of the draw, beside an error of 1 for rounding to nearest
+RATE = 2e-2  # Adam's
 REPORT = 50  # iterations between two reports of progress
 CACHE = 1 << 24  # numbers of a layer's inputs, and of its outputs, that are kept
 
