@@ -91,24 +91,14 @@ def choose_activations(
     calibration: Sequence[tuple[Tensor, ...]],
     who: str,
     observer: ObserverName = "minmax",
-    symmetric: bool = False,
 ) -> dict[str, Affine]:
-    """The affine, of unsigned codes, of every point, by what its value is over the calibration batches.
+    """The unsigned asymmetric affine of every point, by what its value is over the calibration batches.
 
-    Args:
-        symmetric: the zero point is in the middle: signed codes, held 2^(bits - 1) higher as kernels take them.
     Raises:
         ModelError: as `observe`.
     """
     seen = observe(prepared.program, prepared.points, calibration, who, observer)
-    affines = {name: range_.affine(bits, symmetric=symmetric, who=who) for name, range_ in seen.items()}
-    return {name: _unsigned(affine) for name, affine in affines.items()} if symmetric else affines
-
-
-def _unsigned(affine: Affine) -> Affine:
-    """The same values by codes from 0 on, and one more at the lower end."""
-    shift = affine.high + 1
-    return replace(affine, zero_point=affine.zero_point + shift, low=0, high=affine.high + shift)
+    return {name: range_.affine(bits, symmetric=False, who=who) for name, range_ in seen.items()}
 
 
 def observe(

@@ -8,16 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pruning_bench import compress
-from pruning_bench.conformance.quantization_checks import ExampleNet, check_simulation_close, example, example_images
+from pruning_bench.conformance.quantization_checks import ExampleNet, check_simulation_close, example
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization.integer import BIAS_LIMIT, bias_affine, bias_codes
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.plans import LARGEST_BIAS_CODE
-from pruning_bench.registry import RUNTIMES
 
 METHOD = Static()
 
@@ -103,28 +100,3 @@ def test_bad_levels(level: Any) -> None:
 def test_nothing_to_quantize() -> None:
     with pytest.raises(ModelError, match="no convolution or linear layer"):
         METHOD.plan(nn.ReLU(), "w8a8", example(METHOD)[2])
-
-
-def test_symmetric_activations_have_zero_in_the_middle() -> None:
-    plan = Static(symmetric=True).plan(*example(METHOD))
-    for name, affine in plan.activations.items():
-        assert (affine.low, affine.high, int(affine.zero_point)) == (0, 255, 128), f"{name}: {affine}"
-    check_simulation_close(Static(symmetric=True))
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_symmetric_activations_run_as_simulated(name: str) -> None:
-    model, _, context = example(METHOD)
-    x = example_images(64, torch.Generator().manual_seed(3))
-    made = compress(model, "static:w7a8,symmetric=true", example_inputs=(x[:1],), calibration=context.calibration)
-    runtime = RUNTIMES[name]
-    if reason := runtime.available():
-        pytest.skip(reason)
-    session = runtime.build(made, made.example_inputs)
-    assert made.quant_plan is not None
-    with torch.no_grad():
-        expected = simulate(made.quant_plan, made.float_model, made.example_inputs, runtime.rules)(x)
-        size = float((made.float_model(x) - expected).abs().mean())
-    error = float((session.run(x) - expected).abs().mean())
-    assert error < 0.05 * size, f"{name} is off its simulation by {error}, the simulation off the model by {size}"
-    assert kernel_detail(session.kernels, made.quant_plan)["float_fallbacks"] == [], f"{session.kernels}"

@@ -27,7 +27,6 @@ class Static:
         granularity: of the weights: one scale per output channel, or one per tensor.
         observer: how activation ranges are found (`quantization.observers`): "minmax" is the range over all calibration
             batches, "moving_average" that of the batches on average; "percentile" and "mse" cut outliers off.
-        symmetric: of the activations: the zero point is in the middle; behind a ReLU half of the codes idle.
     """
 
     name: ClassVar[str] = "static"
@@ -44,7 +43,6 @@ class Static:
 
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     observer: ObserverName = "minmax"
-    symmetric: bool = False
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
         """The plan for `model` with its batch norm folded.
@@ -63,7 +61,5 @@ class Static:
         weights = {
             name: choose_weight(weight, bits.weights, self.granularity) for name, weight in prepared.weights.items()
         }
-        activations = choose_activations(
-            prepared, bits.activations, calibration, self.name, self.observer, self.symmetric
-        )
+        activations = choose_activations(prepared, bits.activations, calibration, self.name, self.observer)
         return QuantPlan(fit_biases(weights, activations, prepared), activations)
