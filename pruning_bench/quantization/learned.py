@@ -5,9 +5,9 @@
     dx'/ds = round(x / s) - x / s there, -Q_n below, Q_p above, times g = 1 / sqrt(n * Q)
 
 n is the number of values that share s, without the batch, and Q = max(Q_n, Q_p). A zero point z stays what it is: Q_n =
-z - low, Q_p = high - z, so that zero is exact whatever s becomes. s begins at 2 * mean|x| / sqrt(Q), as in the paper, or
-where it just spans the largest value, if that is less (as with 8 bits); g, which balances the steps of s against those
-of x, is then less by the same ratio.
+z - low, Q_p = high - z, so that zero is exact whatever s becomes. s begins at 2 * mean|x| / sqrt(Q), as in the paper,
+or where it just spans the largest value, if that is less (as with 8 bits); g, which balances the steps of s against
+those of x, is then less by the same ratio.
 
 Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153.
 """
