@@ -1,11 +1,13 @@
 """Fake quantization that trains: straight-through gradients, and step sizes that are learned.
 
-    x' = clamp(round(x / s), -Q_n, Q_p) * s         the values of `affine.fake_quantize`, bit for bit
-    dx'/dx = 1 where -Q_n < x / s < Q_p, else 0     (straight-through)
-    dx'/ds = round(x / s) - x / s inside, -Q_n below, Q_p above, times 1 / sqrt(n * Q)
+    x' = clamp(round(x / s), -Q_n, Q_p) * s                 the values of `affine.fake_quantize`, bit for bit
+    dx'/dx = 1 where -Q_n <= round(x / s) <= Q_p, else 0    (straight-through)
+    dx'/ds = round(x / s) - x / s there, -Q_n below, Q_p above, times g = 1 / sqrt(n * Q)
 
 n is the number of values that share s, without the batch, and Q = max(Q_n, Q_p). A zero point z stays what it is: Q_n =
-z - low, Q_p = high - z, so that zero is exact whatever s becomes.
+z - low, Q_p = high - z, so that zero is exact whatever s becomes. s begins at 2 * mean|x| / sqrt(Q), as in the paper,
+or where it just spans the largest value, if that is less (as with 8 bits); g, which balances the steps of s against
+those of x, is then less by the same ratio.
 
 Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153.
 """
@@ -34,27 +36,27 @@ class StraightThrough(torch.autograd.Function):
         x: float32.
         scale: positive, of a shape that broadcasts against x.
         least, most: -Q_n and Q_p, whole numbers.
-        factor: of the gradient of `scale`.
+        factor: of the gradient of `scale`, of its shape.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, least: int, most: int, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, least: int, most: int, factor: Tensor) -> Tensor:
         """Same shape as x."""
         steps = x * (1 / scale)
         codes = steps.round().clamp_(least, most)
-        ctx.save_for_backward(steps, codes, scale)
-        ctx.limits = (least, most, factor)
+        ctx.save_for_backward(steps, codes, scale, factor)
         return codes * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Gradients of x and of the scale."""
-        (gradient,), (steps, codes, scale), (least, most, factor) = gradients, ctx.saved_tensors, ctx.limits
-        inside = (steps > least) & (steps < most)
+        (gradient,), (steps, codes, scale, factor) = gradients, ctx.saved_tensors
+        rest = codes - steps
+        inside = rest.abs() <= 0.5
         of_x = gradient * inside if ctx.needs_input_grad[0] else None
         of_scale = None
         if ctx.needs_input_grad[1]:
-            slope = torch.where(inside, codes - steps, codes)
+            slope = torch.where(inside, rest, codes)
             of_scale = (gradient * slope).sum_to_size(scale.shape) * factor
         return of_x, of_scale, None, None, None
 
@@ -63,66 +65,53 @@ class Quantizer(nn.Module):
     """x -> the nearest value of a grid whose scale may be learned.
 
     Args:
-        affine: where the scale begins; zero points all equal.
-        learn: the scale is a parameter, else a buffer.
+        affine: what spans all values; zero points all equal.
+        mean: mean |x|, of the scale's shape, from which learning begins; None: the scale stays as it is.
         batched: the first dimension of x is the batch.
     """
 
     scale: Tensor
     zero_point: Tensor
+    gain: Tensor
     floor: Tensor
 
-    def __init__(self, affine: Affine, *, learn: bool, batched: bool) -> None:
+    def __init__(self, affine: Affine, mean: Tensor | None = None, *, batched: bool) -> None:
         super().__init__()
-        scale = affine.scale.detach().clone()
-        if learn:
-            self.scale = nn.Parameter(scale)
-        else:
-            self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", affine.zero_point.clone())
-        self.register_buffer("floor", scale * LEASH)
         zero = int(affine.zero_point.reshape(-1)[0])
         self.low, self.high, self.axis, self.group = affine.low, affine.high, affine.axis, affine.group
         self.least, self.most, self.batched = affine.low - zero, affine.high - zero, batched
+        spanning = affine.scale.detach().clone()
+        wanted = spanning if mean is None else 2 * mean / max(-self.least, self.most) ** 0.5
+        wanted = torch.where(wanted > 0, wanted, spanning)
+        scale = torch.minimum(wanted, spanning).clamp(min=SMALLEST_SCALE)
+        self.scale = nn.Parameter(scale, requires_grad=mean is not None)
+        self.register_buffer("zero_point", affine.zero_point.clone())
+        self.register_buffer("gain", scale / wanted)
+        self.register_buffer("floor", scale * LEASH)
 
     @property
     def affine(self) -> Affine:
         """What it quantizes by now."""
-        return Affine(self.scale.detach().clone(), self.zero_point.clone(), self.low, self.high, self.axis, self.group)
+        return self._affine(self.scale.detach().clone())
+
+    def _affine(self, scale: Tensor) -> Affine:
+        return Affine(scale, self.zero_point, self.low, self.high, self.axis, self.group)
 
     @torch.no_grad()
     def hold(self) -> None:
         """Lifts a scale that a step of the optimizer took below `LEASH` of where it began, or below zero."""
         self.scale.copy_(torch.maximum(self.scale, self.floor))
 
-    def factor(self, x: Tensor) -> float:
-        """1 / sqrt(n * Q), what the gradient of the scale is multiplied with."""
+    def factor(self, x: Tensor) -> Tensor:
+        """What the gradient of the scale is multiplied with, of the scale's shape."""
         count = x[:1].numel() if self.batched else x.numel() / self.scale.numel()
-        return float((max(count, 1) * max(-self.least, self.most)) ** -0.5)
+        return self.gain * float((max(count, 1) * max(-self.least, self.most)) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32, same shape."""
-        affine = Affine(self.scale, self.zero_point, self.low, self.high, self.axis, self.group)
-        made: Tensor = StraightThrough.apply(
-            x.float(), spread(affine, x.shape)[0], self.least, self.most, self.factor(x)
-        )
+        scale, factor = (spread(self._affine(part), x.shape)[0] for part in (self.scale, self.factor(x)))
+        made: Tensor = StraightThrough.apply(x.float(), scale, self.least, self.most, factor)
         return made
-
-
-def first_scale(mean: Tensor, spanning: Affine) -> Tensor:
-    """Where a learned scale begins: 2 * mean|x| / sqrt(Q), but no wider than what spans all values.
-
-    Args:
-        mean: mean |x|, of the scale's shape.
-        spanning: the affine that reaches the largest value; its scale alone counts where the mean is zero.
-    Example:
-        >>> spanning = Affine(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), -4, 4)
-        >>> first_scale(torch.tensor(0.25), spanning), first_scale(torch.tensor(0.0), spanning)
-        (tensor(0.2500), tensor(0.5000))
-    """
-    zero = int(spanning.zero_point.reshape(-1)[0])
-    learned = 2 * mean / max(zero - spanning.low, spanning.high - zero) ** 0.5
-    return torch.where(mean > 0, torch.minimum(learned, spanning.scale), spanning.scale).clamp(min=SMALLEST_SCALE)
 
 
 class Trainable(fx.GraphModule):
@@ -146,14 +135,13 @@ class Trainable(fx.GraphModule):
 
 
 def trainable(
-    prepared: Prepared, weights: Mapping[str, Affine], activations: Mapping[str, Affine], *, learn: bool
+    prepared: Prepared, weights: Mapping[str, Affine], activations: Mapping[str, Affine], means: Mapping[str, Tensor]
 ) -> Trainable:
-    """A model that computes what the bare plan computes, whose parameters (and, to `learn`, scales) can be trained.
-
-    Parameters that were frozen stay frozen.
+    """A model that computes what the bare plan computes, whose parameters can be trained; the frozen ones stay so.
 
     Args:
         weights, activations: as in a `QuantPlan` of the prepared model; nothing else is quantized.
+        means: weight or point -> mean |x|, of those whose scales are learned.
     """
     module, nodes = runnable(prepared.program)
     graph = module.graph
@@ -161,14 +149,14 @@ def trainable(
         if name in weights:
             layer = nodes[node]
             path = f"{WEIGHTS}.{name}"
-            module.add_submodule(path, Quantizer(weights[name], learn=learn, batched=False))
+            module.add_submodule(path, Quantizer(weights[name], means.get(name), batched=False))
             with graph.inserting_before(layer):
                 layer.update_arg(1, graph.call_module(path, (layer.args[1],)))
     for name, place in prepared.points.values.items():
         if name in activations:
             value = nodes[place]
             path = f"{POINTS}.{name}"
-            module.add_submodule(path, Quantizer(activations[name], learn=learn, batched=True))
+            module.add_submodule(path, Quantizer(activations[name], means.get(name), batched=True))
             with graph.inserting_before(value.next):
                 quantized = graph.call_module(path, (value,))
             value.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)  # type: ignore[misc]
@@ -176,7 +164,16 @@ def trainable(
     return Trainable(module, graph)
 
 
-def mean_sizes(
+def weight_means(weights: Mapping[str, Tensor], affines: Mapping[str, Affine]) -> dict[str, Tensor]:
+    """Weight -> mean |w| of what shares a scale, of those that are not zero: pruned ones need no step."""
+    means = {}
+    for name, affine in affines.items():
+        sizes = weights[name].abs().flatten(1) if affine.axis is not None else weights[name].abs().flatten()
+        means[name] = sizes.sum(-1) / (sizes > 0).sum(-1).clamp(min=1)
+    return means
+
+
+def point_means(
     prepared: Prepared, points: Sequence[str], calibration: Sequence[tuple[Tensor, ...]]
 ) -> dict[str, Tensor]:
     """Point -> mean |x| over the calibration batches, run in float; shape []."""

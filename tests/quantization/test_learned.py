@@ -15,7 +15,7 @@ from torch import Tensor
 from pruning_bench.conformance.quantization_checks import example, example_images
 from pruning_bench.quantization.affine import choose_affine, fake_quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
-from pruning_bench.quantization.learned import Quantizer, StraightThrough, first_scale, mean_sizes, trainable
+from pruning_bench.quantization.learned import Quantizer, StraightThrough, point_means, trainable, weight_means
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.plans import prepare
@@ -29,7 +29,7 @@ def test_values_are_those_of_the_affine_core(bits: int, symmetric: bool, seed: i
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(5, 7, generator=generator) * 10**size
     affine = choose_affine(x.amin() / 2, x.amax() / 2, bits, symmetric=symmetric)
-    found = Quantizer(affine, learn=True, batched=True)(x)
+    found = Quantizer(affine, batched=True)(x)
     assert torch.equal(found, fake_quantize(x, affine)), f"off by {(found - fake_quantize(x, affine)).abs().max()}"
 
 
@@ -38,7 +38,7 @@ def test_values_of_weights_too(granularity: str) -> None:
     x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
     ends = (x.amin((1, 2)), x.amax((1, 2))) if granularity == "per_channel" else (x.amin(), x.amax())
     affine = choose_affine(*ends, 3, symmetric=True, axis=0 if granularity == "per_channel" else None)
-    assert torch.equal(Quantizer(affine, learn=True, batched=False)(x), fake_quantize(x, affine)), granularity
+    assert torch.equal(Quantizer(affine, batched=False)(x), fake_quantize(x, affine)), granularity
 
 
 def gradients(x: Tensor, scale: Tensor, least: int, most: int, factor: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def gradients(x: Tensor, scale: Tensor, least: int, most: int, factor: float) ->
     made = []
     for value in x:
         leaf, step = value.clone().requires_grad_(), scale.clone().requires_grad_()
-        StraightThrough.apply(leaf, step, least, most, factor).backward()
+        StraightThrough.apply(leaf, step, least, most, torch.tensor(factor)).backward()
         made.append((leaf.grad, step.grad))
     return torch.stack([a for a, _ in made]), torch.stack([b for _, b in made])
 
@@ -102,21 +102,20 @@ def test_wrong_gradients_are_rejected(mutant: Gradients) -> None:
 
 def test_the_factor_counts_what_shares_a_scale_without_the_batch() -> None:
     affine = Affine(torch.tensor(0.1), torch.tensor(0, dtype=torch.int32), 0, 15)
-    values = Quantizer(affine, learn=True, batched=True).factor(torch.zeros(32, 4, 6))
+    values = float(Quantizer(affine, torch.tensor(0.01), batched=True).factor(torch.zeros(32, 4, 6)))
     assert values == pytest.approx((24 * 15) ** -0.5), f"{values} for 24 features"
     rows = Affine(torch.ones(4), torch.zeros(4, dtype=torch.int32), -7, 7, axis=0)
-    weights = Quantizer(rows, learn=True, batched=False).factor(torch.zeros(4, 6))
-    assert weights == pytest.approx((6 * 7) ** -0.5), f"{weights} for 6 weights a scale"
+    weights = Quantizer(rows, torch.full((4,), 0.1), batched=False).factor(torch.zeros(4, 6)).tolist()
+    assert weights == pytest.approx([(6 * 7) ** -0.5] * 4), f"{weights} for 6 weights a scale"
 
 
 def test_learning_finds_a_scale_that_loses_less() -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    quantizer = Quantizer(
-        Affine(torch.tensor(2.0), torch.tensor(0, dtype=torch.int32), -7, 7), learn=True, batched=False
-    )
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=20.0)
+    wide = Affine(torch.tensor(2.0), torch.tensor(0, dtype=torch.int32), -7, 7)
+    quantizer = Quantizer(wide, torch.tensor(10.0), batched=False)
+    optimizer = torch.optim.SGD([quantizer.scale], lr=20.0)
     losses = []
-    for _ in range(100):
+    for _ in range(400):
         loss = (quantizer(x) - x).square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -127,9 +126,8 @@ def test_learning_finds_a_scale_that_loses_less() -> None:
 
 
 def test_a_step_too_far_does_not_take_a_scale_below_its_leash() -> None:
-    quantizer = Quantizer(
-        Affine(torch.tensor([1.6, 1.6]), torch.zeros(2, dtype=torch.int32), -7, 7, axis=0), learn=True, batched=False
-    )
+    wide = Affine(torch.tensor([1.6, 1.6]), torch.zeros(2, dtype=torch.int32), -7, 7, axis=0)
+    quantizer = Quantizer(wide, torch.full((2,), 100.0), batched=False)
     with torch.no_grad():
         quantizer.scale.copy_(torch.tensor([-3.0, 0.4]))
     quantizer.hold()
@@ -138,9 +136,21 @@ def test_a_step_too_far_does_not_take_a_scale_below_its_leash() -> None:
 
 def test_scales_begin_where_the_paper_says_but_reach_no_further_than_the_values() -> None:
     spanning = choose_affine(torch.tensor(0.0), torch.tensor(3.0), 4, symmetric=False)
-    small, large = first_scale(torch.tensor(0.3), spanning), first_scale(torch.tensor(2.0), spanning)
-    assert float(small) == pytest.approx(0.6 / 15**0.5), f"{small}"
-    assert float(large) == pytest.approx(float(spanning.scale)), f"{large} > {spanning.scale}: codes that none uses"
+    for mean, scale, gain in ((0.3, 0.6 / 15**0.5, 1.0), (2.0, 0.2, 0.2 / (4 / 15**0.5)), (0.0, 0.2, 1.0)):
+        found = Quantizer(spanning, torch.tensor(mean), batched=True)
+        assert float(found.scale.detach()) == pytest.approx(scale), f"mean {mean}: {found.scale}, should be {scale}"
+        assert float(found.gain) == pytest.approx(gain), f"mean {mean}: {found.gain}, should be {gain}"
+    assert Quantizer(spanning, torch.tensor(1.0), batched=True).scale.requires_grad, "should learn"
+    assert not Quantizer(spanning, batched=True).scale.requires_grad, "should stay"
+
+
+def test_means_leave_out_the_weights_that_were_pruned() -> None:
+    weight = torch.tensor([[1.0, 0.0, -3.0], [0.0, 0.0, 0.0]])
+    rows = Affine(torch.ones(2), torch.zeros(2, dtype=torch.int32), -7, 7, axis=0)
+    whole = Affine(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), -7, 7)
+    found = weight_means({"a": weight, "b": weight}, {"a": rows, "b": whole})
+    assert found["a"].tolist() == [2.0, 0.0], f"{found}"
+    assert float(found["b"]) == 2.0, f"{found}"
 
 
 def test_the_trainable_graph_computes_the_bare_plan_bit_for_bit() -> None:
@@ -149,19 +159,19 @@ def test_the_trainable_graph_computes_the_bare_plan_bit_for_bit() -> None:
     x = example_images(16, torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = simulate(plan, model, context.example_inputs, frozenset())(x)
-        found = trainable(prepared, plan.weights, plan.activations, learn=True)(x)
+        found = trainable(prepared, plan.weights, plan.activations, {})(x)
         assert torch.equal(found, expected), f"off by {(found - expected).abs().max()}"
         for missing in ("conv2.weight", "add"):  # a quantizer less must show
             fewer = QuantPlan(
                 {name: a for name, a in plan.weights.items() if name != missing},
                 {name: a for name, a in plan.activations.items() if name != missing},
             )
-            other = trainable(prepared, fewer.weights, fewer.activations, learn=True)(x)
+            other = trainable(prepared, fewer.weights, fewer.activations, {})(x)
             assert not torch.equal(other, expected), f"without {missing} it computes the same"
 
 
-def test_mean_sizes_are_those_of_the_values() -> None:
+def test_means_are_those_of_the_values() -> None:
     model, _, context = example(Static())
     batches = [(example_images(4, torch.Generator().manual_seed(1)),), (torch.zeros(4, 3, 8, 8),)]
-    found = mean_sizes(prepare(model, replace(context, calibration=batches), "test"), ["input"], batches)
+    found = point_means(prepare(model, replace(context, calibration=batches), "test"), ["input"], batches)
     assert float(found["input"]) == pytest.approx(float(batches[0][0].abs().mean()) / 2), f"{found}"

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_bench import compress
-from pruning_bench.conformance.quantization_checks import example
+from pruning_bench.conformance.quantization_checks import example, example_images
 from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.bit_widths import GAP, choose_bits, output_errors
 from pruning_bench.quantization.methods.mixed import WIDTHS, Mixed
 from pruning_bench.quantization.plans import choose_weight, prepare
+from pruning_bench.registry import RUNTIMES
 
 Errors = Mapping[str, Mapping[int, float]]
 Choose = Callable[[Errors, Mapping[str, int], int], dict[str, int]]
@@ -136,6 +137,18 @@ def test_pruned_weights_stay_zero_and_activations_may_be_quantized() -> None:
     for name, affine in plan.weights.items():
         revived = int(fake_quantize(parameters[name], affine)[parameters[name] == 0].count_nonzero())
         assert revived == 0, f"{name}: {revived} pruned weights revived"
+
+
+@pytest.mark.parametrize("recipe", ["mixed:w4a8,images=8", "codebook:w3"])
+def test_a_runtime_computes_what_the_simulation_does(recipe: str) -> None:
+    model, _, context = example(Mixed())
+    inputs = context.example_inputs
+    made = compress(model, recipe, example_inputs=inputs, calibration=context.calibration)
+    x = example_images(32, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        found = RUNTIMES["onnxruntime"].build(made, inputs).run(x)
+        noise, change = (found - made.model(x)).abs().max(), (found - model(x)).abs().max()
+    assert float(noise) < 0.02 * float(change), f"off by {noise} where quantizing changes {change}"
 
 
 def test_bad_levels_options_and_data_are_said() -> None:

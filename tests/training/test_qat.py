@@ -28,7 +28,7 @@ from pruning_bench.recipe import parse
 from pruning_bench.training.steps import qat
 from pruning_bench.training.steps.qat import Qat
 
-QUICK = Qat(epochs=1, batch=32)
+QUICK = Qat(epochs=1, batch=32, lr=0.01)
 
 
 def given(seed: int = 0) -> Context:
@@ -64,7 +64,10 @@ def test_the_plan_is_what_was_trained(step: Qat, monkeypatch: pytest.MonkeyPatch
 def test_training_pays_and_leaves_the_model_alone() -> None:
     model, split = tiny_model(), split_of()
     before = state(model)
-    trained, untrained = ran(Qat(epochs=4, batch=16), "w3a3", model), ran(Qat(lr=1e-9, epochs=1), "w3a3", model)
+    trained, untrained = (
+        ran(Qat(epochs=4, batch=16, lr=0.01), "w3a3", model),
+        ran(Qat(lr=1e-9, epochs=1), "w3a3", model),
+    )
     assert torch.equal(state(model), before), "qat changed the model, should give writes"
     assert [p.grad for p in model.parameters()] == [None] * len(list(model.parameters())), "gradients left"
     losses = []

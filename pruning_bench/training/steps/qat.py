@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import Affine, QuantPlan
-from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, first_scale, mean_sizes, trainable
+from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, point_means, trainable, weight_means
 from pruning_bench.quantization.plans import Prepared, choose_activations, choose_weight, fit_biases, prepare
 from pruning_bench.recipe import Bits, bits_of
 from pruning_bench.training.contract import StepTags, training_step
@@ -30,20 +30,22 @@ class Qat(TuneOptions):
     model itself stays as it is: the trained values are the plan's `writes`. What was pruned stays zero.
 
     Args:
+        lr: the highest learning rate. Lower than in other steps: no batch norm is left to hold the values.
         epochs: of the training, at least 1.
-        learn_scales: scales begin at 2 * mean|x| / sqrt(Q) and train; false keeps those of the calibrated ranges.
+        learn_scales: scales train too, see `quantization.learned`; false keeps those of the calibrated ranges.
         ends: bits of the first and the last layer's weights and of what these read, at least the level's; 2 to 8.
         granularity: of the weights: one scale per output channel, or one per tensor.
     Other options: see `TuneOptions`.
     """
 
+    lr: float = 0.002
     epochs: int = 2
     learn_scales: bool = True
     ends: int = 8
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
 
     name: ClassVar[str] = "qat"
-    examples: ClassVar[tuple[str, ...]] = ("qat:w8a8",)
+    examples: ClassVar[tuple[str, ...]] = ("qat:w8a8,epochs=1",)
     tags: ClassVar[StepTags] = StepTags(
         quantizes=True, reference="Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153"
     )
@@ -61,8 +63,11 @@ class Qat(TuneOptions):
         config = self.config(self.epochs, context.generator)
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
-        weights, activations = self._begin(prepared, bits, calibration)
-        quantized = trainable(prepared, weights, activations, learn=self.learn_scales)
+        weights, activations = self._spanning(prepared, bits, calibration)
+        means: dict[str, Tensor] = {}
+        if self.learn_scales:
+            means = weight_means(prepared.weights, weights) | point_means(prepared, list(activations), calibration)
+        quantized = trainable(prepared, weights, activations, means)
         tuning = Tuning(quantized, train, config, plans, context)
         quantizers = [*quantized.quantizers(WEIGHTS).values(), *quantized.quantizers(POINTS).values()]
 
@@ -82,10 +87,10 @@ class Qat(TuneOptions):
             raise LevelError(self.name, f"ends {self.ends}", "2 to 8 bits")
         return bits
 
-    def _begin(
+    def _spanning(
         self, prepared: Prepared, bits: Bits, calibration: Sequence[tuple[Tensor, ...]]
     ) -> tuple[dict[str, Affine], dict[str, Affine]]:
-        """The affines of weights and of points that training begins with."""
+        """The affines of weights and of points that reach all their values."""
         ends, read = _ends(prepared)
         assert bits.activations is not None
         wide = {n: max(bits.weights, self.ends) if n in ends else bits.weights for n in prepared.weights}
@@ -94,11 +99,6 @@ class Qat(TuneOptions):
         if self.ends > bits.activations:
             finer = choose_activations(prepared, self.ends, calibration, self.name)
             activations |= {name: finer[name] for name in read}
-        if self.learn_scales:
-            means = mean_sizes(prepared, list(activations), calibration)
-            activations = {n: replace(a, scale=first_scale(means[n], a)) for n, a in activations.items()}
-            sizes = {n: _mean_size(prepared.weights[n], a) for n, a in weights.items()}
-            weights = {n: replace(a, scale=first_scale(sizes[n], a)) for n, a in weights.items()}
         return fit_biases(weights, activations, prepared), activations
 
 
@@ -120,10 +120,3 @@ def _ends(prepared: Prepared) -> tuple[set[str], set[str]]:
     ends = (nodes[0], nodes[-1])
     read = {name for node in ends if (name := points.name_at(node.args[0].name))}
     return {layers[node.name] for node in ends}, read
-
-
-def _mean_size(weight: Tensor, affine: Affine) -> Tensor:
-    """Mean |w| of the weights that are not zero (pruned ones need no step), of the scale's shape."""
-    sizes = weight.abs() if affine.axis is None else weight.abs().flatten(1)
-    dims = () if affine.axis is None else (1,)
-    return sizes.sum(dims) / (sizes > 0).sum(dims).clamp(min=1)
