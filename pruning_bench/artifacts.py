@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.codebook import nearest
 from pruning_bench.quantization.contract import FLOATS, Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.lower import write_values
 
 FORMAT = 1
 _ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
@@ -94,6 +95,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
             built = fold_batch_norms(built, inputs)
             state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
             state.update({name: _values_of(state[name], table) for name, table in plan.codebooks.items()})
+            state.update(_float_twins(built, state, {*plan.weights, *plan.codebooks}))
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
         built.load_state_dict(state)
     except (PruningBenchError, RuntimeError, KeyError, ValueError, IndexError, TypeError) as problem:
@@ -124,7 +126,8 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
             model = cast(model, plan.dtype).model
         return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
-    state = {name: plan.writes.get(name, t).detach().contiguous().clone() for name, t in folded.state_dict().items()}
+    write_values(folded, plan.writes)
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in folded.state_dict().items()}
     for name, affine in plan.weights.items():
         state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
     for name, table in plan.codebooks.items():
@@ -151,6 +154,13 @@ def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _tables(compressed: Compressed) -> Mapping[str, Tensor]:
     return compressed.quant_plan.codebooks if compressed.quant_plan else {}
+
+
+def _float_twins(model: nn.Module, state: Mapping[str, Tensor], quantized: Set[str]) -> dict[str, Tensor]:
+    """Of quantized weights that are one tensor with a parameter in float, such as an embedding: the values of that."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    floats = {id(tensor): state[name] for name, tensor in named if name not in quantized and name in state}
+    return {name: floats[id(tensor)] for name, tensor in named if name in quantized and id(tensor) in floats}
 
 
 def _codes_of(values: Tensor, table: Tensor) -> Tensor:

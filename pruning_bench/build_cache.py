@@ -127,14 +127,16 @@ class BuildCache:
             self._keep(path, made, key, order)
         return made
 
-    def serve_export(self, order: Order, kind: str, make: Callable[[], bytes]) -> bytes:
+    def serve_export(
+        self, order: Order, made_from: Mapping[str, Any] | None, kind: str, make: Callable[[], bytes]
+    ) -> bytes:
         """The bytes that `make` gives for the model of an order: from the folder, or made and kept there.
 
         Args:
+            made_from: `key_of(order)` before the model was made; what changed since then keeps nothing.
             kind: all that the bytes depend on besides the order, such as the versions of exporters.
         """
-        made_from = key_of(order) if self.limit else None
-        if made_from is None:
+        if made_from is None or not self.limit:
             return make()
         key = {**made_from, "export": kind}
         path = self.folder / f"{name_of(key)}.safetensors"

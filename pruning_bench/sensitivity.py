@@ -25,6 +25,7 @@ from pruning_bench.metrics import accuracy
 from pruning_bench.models.contract import first_tensor
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.couplings import find_couplings
+from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import simulate
@@ -123,12 +124,16 @@ def _parts(plan: object, model: nn.Module, inputs: tuple[Tensor, ...]) -> Parts:
 
 
 def _layers(plan: QuantPlan, model: nn.Module, inputs: tuple[Tensor, ...]) -> Parts:
-    """A layer with what it reads and, where it has a point of its own, what it gives."""
+    """A layer with what it reads and, where it has a point of its own, what it gives.
+
+    Of a method that scales channels across layers all of that scaling stays, and one layer is rounded.
+    """
     folded = fold_batch_norms(model, inputs)
     program = export(folded, inputs)
     points = find_points(program)
     parameters = dict(folded.named_parameters(remove_duplicate=False))
     reads = {node.name: node.args[0].name for node in program.graph.nodes if node.name in points.layers}
+    rescaled = _rescales(plan)
     for name in dict.fromkeys(points.layers.values()):
         if name not in plan.weights and name not in plan.codebooks:
             continue
@@ -140,13 +145,26 @@ def _layers(plan: QuantPlan, model: nn.Module, inputs: tuple[Tensor, ...]) -> Pa
             weights={name: plan.weights[name]} if name in plan.weights else {},
             codebooks={name: plan.codebooks[name]} if name in plan.codebooks else {},
             activations=activations,
-            writes={weight: plan.writes[weight] for weight in own},
+            writes=plan.writes if rescaled else {weight: plan.writes[weight] for weight in own},
         )
         bits = [_bits(affine) for affine in activations.values()]
         of_inputs = f"a{min(bits)}" if bits else "a8" if plan.dynamic else ""
         width = f"{len(plan.codebooks[name])} values" if name in plan.codebooks else f"w{_bits(plan.weights[name])}"
         build = partial(_simulated, alone, model, inputs)
         yield name.removesuffix(".weight"), parameters[name].numel(), width + of_inputs, build
+
+
+def _rescales(plan: QuantPlan) -> bool:
+    """Do the values that the plan writes spell the same function anew, rather than the rounded weights of each layer?
+
+    Weights scaled across a seam lie off their grid, and half of a seam alone would be another function.
+    """
+    off = total = 0
+    for name in plan.writes.keys() & plan.weights.keys():
+        value = plan.writes[name]
+        off += int((fake_quantize(value, plan.weights[name]) != value).sum())
+        total += value.numel()
+    return 2 * off > total
 
 
 def _bits(affine: Affine) -> int:

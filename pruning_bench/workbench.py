@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench import recipe as grammar
-from pruning_bench.build_cache import BuildCache, Order, usual_cache
+from pruning_bench.build_cache import BuildCache, Order, key_of, usual_cache
 from pruning_bench.build_entries import digest_tensors
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
@@ -209,8 +209,9 @@ class Workbench:
             seed=case.seed,
             threads=threads,
         )
-        served, cache = self.cache.serve(order, made), self.cache
-        serve_exports(served, lambda kind, make: cache.serve_export(order, kind, make))
+        cache, made_from = self.cache, key_of(order)
+        served = cache.serve(order, made)
+        serve_exports(served, lambda kind, make: cache.serve_export(order, made_from, kind, make))
         return served
 
     def _build(self, case: Case) -> Session:

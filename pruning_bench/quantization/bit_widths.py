@@ -20,7 +20,7 @@ from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.models.contract import first_tensor
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Affine
-from pruning_bench.quantization.plans import Prepared
+from pruning_bench.quantization.plans import Prepared, fresh
 
 GAP = 1e-4  # how far, as a share, the summed error may be from the smallest there is
 
@@ -87,7 +87,7 @@ def output_errors(
         ModelError: an output that is no tensor or not finite.
     """
     model, weights = prepared.folded, prepared.weights
-    before = [_output(model(*batch), who) for batch in batches]
+    before = [_output(model(*fresh(batch)), who) for batch in batches]
     total = sum(output.numel() for output in before)
     errors: dict[str, dict[int, float]] = {}
     for done, (name, options) in enumerate(candidates.items()):
@@ -95,7 +95,7 @@ def output_errors(
         errors[name] = {}
         for bits, affine in options.items():
             rounded = {name: fake_quantize(weights[name], affine)}
-            after = [_output(functional_call(model, rounded, batch), who) for batch in batches]
+            after = [_output(functional_call(model, rounded, fresh(batch)), who) for batch in batches]
             noise = sum(float((a - b).square().sum(dtype=torch.float64)) for a, b in zip(after, before, strict=True))
             errors[name][bits] = noise / total
     return errors

@@ -17,7 +17,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError
 from pruning_bench.pruning.inputs import See, watch_call
 from pruning_bench.pruning.inverse_hessians import products
-from pruning_bench.quantization.plans import Prepared, observe
+from pruning_bench.quantization.plans import Prepared, fresh, observe
 from pruning_bench.quantization.points import runnable
 
 
@@ -29,6 +29,7 @@ class Layer:
         name: of its weight.
         weight: in float, as in the folded model.
         bias: likewise; None without one, or with one that is no parameter.
+        bias_name: its parameter name, or None.
         relu: a ReLU alone reads its output.
         reads: equal for layers that multiply their weights with the same values.
         watch: shows what the weight is multiplied with, patches [groups, n, columns], in the model with what was
@@ -39,15 +40,11 @@ class Layer:
     name: str
     weight: Tensor
     bias: Tensor | None
+    bias_name: str | None
     relu: bool
     reads: tuple[object, ...]
     watch: Callable[[Callable[[Tensor], None]], None]
     watch_float: Callable[[Callable[[Tensor], None]], None]
-
-    @property
-    def bias_name(self) -> str:
-        """The parameter name of its bias."""
-        return self.name.removesuffix("weight") + "bias"
 
 
 Decide = Callable[[Layer], Mapping[str, Tensor]]
@@ -128,7 +125,7 @@ class _Walk:
     def _start(self, batch: tuple[Tensor, ...]) -> fx.Interpreter:
         run = fx.Interpreter(self.module)
         run.extra_traceback = False
-        run.args_iter = iter([value.clone() for value in batch])  # the graph may change its inputs in place
+        run.args_iter = iter(fresh(batch))
         return run
 
     def layers(self) -> Iterator[Layer]:
@@ -157,13 +154,14 @@ class _Walk:
             return watch
 
         relu = self.named[node] in self.points.producers.values()
-        bias = self.parameters.get(weight.removesuffix("weight") + "bias")
-        has_bias = len(node.args) > 2 and isinstance(node.args[2], fx.Node) and bias is not None
+        name = self.points.biases.get(self.named[node])
+        bias = self.parameters.get(name or "")
         reads = (node.args[0], node.target, *map(str, node.args[3:]), self.parameters[weight].shape[1:])
         return Layer(
             weight,
             self.parameters[weight],
-            bias if has_bias else None,
+            bias,
+            None if bias is None else name,
             relu,
             reads,
             watcher(self.changed),

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from pruning_bench.quantization.affine import SMALLEST_SCALE, spread
 from pruning_bench.quantization.contract import Affine
-from pruning_bench.quantization.plans import Prepared
+from pruning_bench.quantization.plans import Prepared, fresh
 from pruning_bench.quantization.points import runnable
 
 WEIGHTS, POINTS = "_weights", "_points"  # where the quantizers go in the trainable graph
@@ -181,7 +181,7 @@ def point_means(
     watcher = _Watcher(module, {nodes[prepared.points.values[name]]: name for name in points})
     with torch.no_grad():
         for batch in calibration:
-            watcher.run(*batch)
+            watcher.run(*fresh(batch))
     return {name: (total / count).float() for name, (total, count) in watcher.seen.items()}
 
 

@@ -231,7 +231,7 @@ class Qdq:
 def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], form: Form) -> fx.GraphModule:
     """The folded model's graph with the form's modules at the plan's sites; see `simulate`."""
     folded = fold_batch_norms(float_model, example_inputs)
-    _write(folded, plan.writes)
+    write_values(folded, plan.writes)
     program = export(folded, example_inputs)
     points = find_points(program)
     _check(plan, points, dict(folded.named_parameters(remove_duplicate=False)))
@@ -339,7 +339,8 @@ def _is_global(node: fx.Node) -> bool:
     return "adaptive" in operator(node) and all(s == 1 for s in (size if isinstance(size, (list, tuple)) else [size]))
 
 
-def _write(model: nn.Module, writes: Mapping[str, Tensor]) -> None:
+def write_values(model: nn.Module, writes: Mapping[str, Tensor]) -> None:
+    """Puts other values in the place of parameters; raises `PlanError` for names and shapes that the model has not."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in writes.items():
         if name not in parameters:

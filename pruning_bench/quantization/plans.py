@@ -117,7 +117,7 @@ def observe(
     with torch.no_grad():
         for number, batch in enumerate(calibration):
             try:
-                watching.run(*batch)
+                watching.run(*fresh(batch))
             except (RuntimeError, TypeError, IndexError) as error:
                 found = f"a batch that does not run ({str(error).splitlines()[0]})"
                 raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error
@@ -141,6 +141,11 @@ class _Watching(fx.Interpreter):
         return value
 
 
+def fresh(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A copy of a batch: a model may change its inputs in place, and the next run is to see the same ones."""
+    return tuple(value.clone() for value in batch)
+
+
 def fit_biases(
     weights: Mapping[str, Affine],
     activations: Mapping[str, Affine],
@@ -154,7 +159,7 @@ def fit_biases(
     for node in prepared.program.graph.nodes:
         weight = points.layers.get(node.name)
         x = points.name_at(node.args[0].name) if weight else None
-        bias = parameters.get(weight.removesuffix("weight") + "bias") if weight else None
+        bias = parameters.get(points.biases.get(node.name, ""))
         if weight is None or x is None or bias is None:
             continue
         affine = fitted[weight]
@@ -197,7 +202,8 @@ def complete(
     Args:
         prepared: the model, in which the new values are written.
         weights: the grids of all layers.
-        writes: parameter name -> new values; ranges of activations are those of the model with them.
+        writes: parameter name -> new values; ranges of activations are those of the model with them. Where these make a
+            bias too large for its code (`fit_biases`), that channel's scale widens and its values are rounded anew.
     """
     writes = {name: values.contiguous() for name, values in writes.items()}
     if bits.activations is None:

@@ -18,7 +18,7 @@ would tie. A point is named after the value's place in the model's own code (`gr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -60,12 +60,14 @@ class Points:
         producers: node of `values` that is a ReLU -> the layer or addition before it, whose point it is.
         carried: node that passes quantized values on -> the node of `values` that it has them from.
         layers: convolution or linear -> parameter name of its weight.
+        biases: those of them whose bias is a parameter -> its name.
     """
 
     values: Mapping[str, str]
     producers: Mapping[str, str]
     carried: Mapping[str, str]
     layers: Mapping[str, str]
+    biases: Mapping[str, str] = field(default_factory=dict)
 
     def name_at(self, node: str) -> str | None:
         """The point that says how the value of `node` is quantized, or None."""
@@ -111,6 +113,7 @@ def find_points(program: ExportedProgram) -> Points:
         producers=producers,
         carried={node.name: source.name for node in carriers if (source := _source(node, placed)) in placed},
         layers={node.name: weight for node, weight in layers.items()},
+        biases={node.name: bias for node in layers if (bias := _bias_of(node, tensors))},
     )
 
 
@@ -144,6 +147,12 @@ def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
     if operator(node) not in LAYERS or not isinstance(node.args[1], Node):
         return None
     return tensors.get(node.args[1].name)
+
+
+def _bias_of(node: Node, tensors: Mapping[str, str]) -> str | None:
+    """The same of a layer's bias; None without one."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return tensors.get(bias.name) if isinstance(bias, Node) else None
 
 
 def _is_add(node: Node, tensors: Mapping[str, str]) -> bool:

@@ -152,8 +152,8 @@ def _argument(node: Node, at: int) -> object:
 def _through(node: Node, source: Node, axis: int) -> tuple[int, int] | None:
     """Where an operator puts the channels, and how many numbers of each it puts in a row; None if it mixes them."""
     name, dims = operator(node), source.meta["val"].dim()
-    if name in KEEPS or (name in POOLINGS and axis == 1):
-        return axis, 1
+    if name in KEEPS or (name in POOLINGS and axis == 1 and dims == (4 if name.endswith("2d") else 3)):
+        return axis, 1  # of fewer dimensions a pool takes the channels themselves together
     if name == "aten.transpose":
         first, second = (at % dims for at in node.args[1:3] if isinstance(at, int))
         return {first: second, second: first}.get(axis, axis), 1
