@@ -48,9 +48,13 @@ def check_counts(method: PruningMethod, subject: Subject, level: float) -> None:
     """Exactly `pruned_count` go: of each tensor or coupling, or of all together; a channel of each coupling stays.
 
     A method with a `scope` says which of the two: "layer" or "global"; one with a `block` above 1 is counted in blocks.
+    Of one that needs batch norms, couplings do not count that its plan names as untouched and leaves whole.
     """
     plan = method.plan(subject.model, level, subject.context())
     counts = _removed(plan, subject, getattr(method, "block", 1))
+    if method.tags.needs_batch_norm:
+        counts = {name: count for name, count in counts.items() if count[0] or name not in plan.untouched}
+        assert counts, f"{method.name}:{level} on {subject.name} leaves every coupling untouched: {plan.untouched}"
     spare = 0 if isinstance(plan, MaskPlan) else 1
     each = {name: min(pruned_count(size, level), size - spare) for name, (_, size) in counts.items()}
     sizes = sum(size for _, size in counts.values())

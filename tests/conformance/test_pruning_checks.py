@@ -25,7 +25,9 @@ from pruning_bench.conformance.strategies import GraphSpec, Subject, small_subje
 from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError, PluginError
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
+from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.pruning.masks import keep_largest, keep_pruned, prunable, select_global
+from pruning_bench.pruning.methods.bn_scale import BnScale
 from pruning_bench.pruning.methods.l1_filter import L1Filter
 from pruning_bench.pruning.methods.magnitude import Magnitude
 from pruning_bench.pruning.methods.random import Random
@@ -305,6 +307,20 @@ def test_a_right_method_passes_random_graphs(block: str, only: Callable[[str], N
     only(block)
     for method in (L1Filter(), Magnitude()):
         dict(checks_for(method, graphs=1))["random_graphs"](method)
+
+
+def test_couplings_that_no_batch_norm_scales_do_not_count() -> None:
+    subject = GraphSpec((("conv", 4),), head="hidden").build()
+    pruning_checks.check_counts(BnScale(), subject, 0.5)
+
+    def spares_all(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+        return ChannelPlan({}, untouched=dict.fromkeys(find_couplings(model, context.example_inputs).groups, "spared"))
+
+    lazy = Mutant(spares_all, PruningTags(structure="channel", needs_batch_norm=True))
+    with pytest.raises(AssertionError, match="leaves every coupling untouched"):
+        pruning_checks.check_counts(lazy, subject, 0.5)
+    with pytest.raises(AssertionError, match="should be"):  # the mutant: one that may not leave any out
+        pruning_checks.check_counts(Mutant(BnScale().plan, CHANNEL), subject, 0.5)
 
 
 def test_random_graphs_reject_masks_that_miscount(only: Callable[[str], None]) -> None:
