@@ -237,3 +237,28 @@ def test_zeros_and_bits_of_codes_are_packed(data: Split) -> None:
 def test_quantized_weights_are_stored_as_single_bytes(data: Split) -> None:
     dense, quantized = (file_sizes(made("resnet20", recipe, data))[0] for recipe in ("dense", "static:w8a8"))
     assert dense / quantized > 3.4, f"{dense} bytes dense, {quantized} quantized"
+
+
+class Tied(torch.nn.Module):
+    """An embedding and an output layer of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.mid = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, 20, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.mid(self.emb(ids)).relu())
+        return logits
+
+
+@pytest.mark.parametrize("recipe", ["static:w8a8", "rtn:w4", "gptq:w4", "codebook:w3", "dynamic:w8a8"])
+def test_a_weight_tied_to_an_embedding_comes_back(recipe: str, tmp_path: Path) -> None:
+    """The embedding is read in float: only the layer rounds."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (16, 5))
+    compressed = compress(Tied().eval(), recipe, example_inputs=(ids[:1],), calibration=[(ids,)])
+    save(compressed, tmp_path / "tied.safetensors")
+    loaded = load(tmp_path / "tied.safetensors", model=Tied())
+    assert torch.equal(loaded.model(ids), compressed.model(ids)), f"{recipe}: another output after loading"

@@ -217,7 +217,9 @@ def exports(world: World, kind: str = "a", content: bytes = b"exported") -> list
         made.append(content)
         return content
 
-    assert world.cache.serve_export(world.orders[-1], kind, make) == b"exported", "another export than was made"
+    order = world.orders[-1]
+    served = world.cache.serve_export(order, build_cache.key_of(order), kind, make)
+    assert served == b"exported", "another export than was made"
     return made
 
 
@@ -230,6 +232,15 @@ def test_an_export_is_made_once_for_each_kind_and_order(world: World) -> None:
     assert exports(world), "that of another seed was served"
     world.monkeypatch.setattr(build_cache, "package_digest", lambda: "another")
     assert exports(world), "that of another package was served"
+
+
+def test_what_changed_since_the_model_was_made_keeps_no_export(world: World) -> None:
+    world.compressed("dense")
+    order = world.orders[-1]
+    before = build_cache.key_of(order)
+    world.monkeypatch.setattr(build_cache, "package_digest", lambda: "another")
+    world.cache.serve_export(order, before, "a", lambda: b"exported")
+    assert not world.files, f"kept as made from what is there now: {world.files}"
 
 
 def test_a_kind_that_the_key_forgets_is_caught(world: World) -> None:

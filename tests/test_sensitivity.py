@@ -193,3 +193,18 @@ def test_sqnr() -> None:
     assert sqnr(signal, signal + torch.tensor([0.3, 0.4])) == pytest.approx(20.0, abs=1e-4)
     worse: Tensor = signal * 0
     assert sqnr(signal, worse) == pytest.approx(0.0, abs=1e-9), f"{sqnr(signal, worse)}"
+
+
+@pytest.mark.parametrize("recipe", ["cross_layer_equalization:w4,granularity=per_channel", "gptq:w4"])
+def test_a_layer_of_a_plan_that_writes_is_no_noisier_than_all(recipe: str) -> None:
+    """Scaled seams stay whole, and rounded weights of other layers stay out."""
+    seen = found(recipe)
+    noisiest = min(part.sqnr for part in seen.parts)
+    assert noisiest > seen.whole.sqnr - 1, f"a part at {noisiest} dB, all at {seen.whole.sqnr}"
+
+
+def test_half_a_seam_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant that keeps each layer's own writes alone."""
+    monkeypatch.setattr(sensitivity, "_rescales", lambda plan: False)
+    with pytest.raises(AssertionError, match="a part at"):
+        test_a_layer_of_a_plan_that_writes_is_no_noisier_than_all("cross_layer_equalization:w4,granularity=per_channel")

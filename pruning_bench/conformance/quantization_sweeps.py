@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import Check, example, example_images
 from pruning_bench.contracts import Context
@@ -77,8 +77,14 @@ def check_pruned_stay_zero(method: QuantizationMethod) -> None:
         plan = method.plan(model, _level(method, bits), dataclasses.replace(context, earlier=masks))
         for name, affine in plan.weights.items():
             values = fake_quantize(plan.writes.get(name, parameters[name]).detach(), affine)
-            alive = int((values[~masks[name]] != 0).sum())
-            assert not alive, f"{method.name}: {alive} of {int((~masks[name]).sum())} pruned weights of {name} alive"
+            _require_zeros(method, name, values, masks[name])
+        for name in plan.codebooks:
+            _require_zeros(method, name, plan.writes.get(name, parameters[name]).detach(), masks[name])
+
+
+def _require_zeros(method: QuantizationMethod, name: str, values: Tensor, mask: Tensor) -> None:
+    alive = int((values[~mask] != 0).sum())
+    assert not alive, f"{method.name}: {alive} of {int((~mask).sum())} pruned weights of {name} alive"
 
 
 def check_weights_alone(method: QuantizationMethod) -> None:

@@ -28,7 +28,7 @@ def layer_of(weight: Tensor, changed: list[Tensor], floats: list[Tensor], relu: 
         return lambda see: [see(part) for part in parts] and None
 
     bias = noise(len(weight), seed=9) * 0.1
-    return Layer("w.weight", weight, bias, relu, (), shows(changed), shows(floats))
+    return Layer("w.weight", weight, bias, "w.bias", relu, (), shows(changed), shows(floats))
 
 
 def correlated(count: int, columns: int, seed: int) -> Tensor:

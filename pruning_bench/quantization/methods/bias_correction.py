@@ -62,7 +62,7 @@ class BiasCorrection:
 
         def decide(layer: Layer) -> Mapping[str, Tensor]:
             rounded = {layer.name: fake_quantize(layer.weight, weights[layer.name])}
-            if layer.bias is None:
+            if layer.bias is None or layer.bias_name is None:
                 return rounded
             missing = mean_output(layer.weight, layer.watch_float) - mean_output(rounded[layer.name], layer.watch)
             return rounded | {layer.bias_name: layer.bias + missing.to(layer.bias.dtype)}
