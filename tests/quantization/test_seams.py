@@ -145,7 +145,7 @@ def test_equalization_helps_scales_per_tensor() -> None:
     found, plain = (
         noise_of(m, model, "w8a8", CHAIN) for m in (CrossLayerEqualization(), Static(granularity="per_tensor"))
     )
-    assert found < 0.2 * plain, f"noise {found}, should be far below {plain} without equalization"
+    assert found < 0.5 * plain, f"noise {found}, should be below half of {plain} without equalization"
 
 
 def test_smoothquant_keeps_the_function_and_helps_activations() -> None:
