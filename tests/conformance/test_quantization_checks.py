@@ -314,7 +314,12 @@ SWEEPS = [
     ("more bits, less", sweeps.check_monotone_in_bits, MoreBitsLess(), "dB at w4a8, should be at least the"),
     ("finer is coarser", sweeps.check_monotone_in_granularity, FinerIsCoarser(), "with granularity=per_channel"),
     ("shifts weights", sweeps.check_pruned_stay_zero, ShiftsWeights(), "pruned weights of hidden.weight alive"),
-    ("revives shared weights", sweeps.check_pruned_stay_zero, Shared(change="revived"), "weights of conv1.weight alive"),
+    (
+        "revives shared weights",
+        sweeps.check_pruned_stay_zero,
+        Shared(change="revived"),
+        "weights of conv1.weight alive",
+    ),
     ("takes any data", sweeps.check_bad_calibration, TakesAnyData(), "plans from no calibration data"),
     ("rounds inputs too", sweeps.check_weights_alone, RoundsInputsToo(), "quantizes inputs at run time too"),
     ("promises much", sweeps.check_sqnr_bars, PromisesMuch(), "should be at least 99.0 dB"),
