@@ -41,7 +41,7 @@ def test_a_model_that_changes_its_inputs_does_not_change_the_calibration_data(re
 
 def test_the_mutant_that_runs_on_the_batch_itself_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "fresh", lambda batch: batch)
-    with pytest.raises(AssertionError, match="static:w8a8 moves calibration data by 0.5"):
+    with pytest.raises(AssertionError, match="static:w8a8 moves calibration data by"):
         calibration_stays("static:w8a8")
 
 
