@@ -382,7 +382,7 @@ def test_a_checkpoint_is_told_by_what_was_loaded(world: World) -> None:
 
 
 def test_a_source_that_changes_while_a_model_is_made_keeps_nothing(world: World) -> None:
-    digests = iter(["before", "after"])
+    digests = iter(["before", "before", "after"])
     world.monkeypatch.setattr(build_cache, "package_digest", lambda: next(digests))
     world.compressed()
     assert not world.files, world.files
