@@ -12,7 +12,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
 from pruning_bench.quantization.bit_widths import choose_bits, output_errors
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
-from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, prepare
+from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, observe, prepare
 from pruning_bench.recipe import bits_of
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -57,6 +57,7 @@ class Mixed:
             raise LevelError(self.name, f"images {self.images}", "at least 1")
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
+        observe(prepared.program, prepared.points, calibration, self.name)  # says what is wrong with a batch
         weights = prepared.weights
         candidates = {
             name: {width: choose_weight(weight, width, self.granularity) for width in WIDTHS}
