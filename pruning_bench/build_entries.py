@@ -64,10 +64,7 @@ def decode(
     Args:
         dense, recipe, inputs: what the model was compressed from, by what, and its example inputs.
     """
-    (digest, text), tensors = _card(io.BytesIO(content)), load_tensors(content)
-    if digest_tensors(tensors, text) != digest:
-        raise ValueError("another content than its digest says")
-    card = json.loads(text)
+    tensors, card = _whole(content)
     plans: tuple[Plan, ...] = tuple(_unpacked(plan, tensors) for plan in card["plans"])
     dense = copy.deepcopy(dense).eval()
     model = copy.deepcopy(dense)
@@ -92,11 +89,17 @@ def encode_bytes(made: bytes, about: Mapping[str, Any]) -> bytes:
 
 def decode_bytes(content: bytes) -> tuple[bytes, dict[str, Any]]:
     """What `encode_bytes` wrote, and its card; raises one of `UNFIT` unless it is whole."""
+    tensors, card = _whole(content)
+    return tensors["exported"].numpy().tobytes(), card
+
+
+def _whole(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the card of a file; raises one of `UNFIT` unless its digest is that of its content."""
     (digest, text), tensors = _card(io.BytesIO(content)), load_tensors(content)
     if digest_tensors(tensors, text) != digest:
         raise ValueError("another content than its digest says")
     card: dict[str, Any] = json.loads(text)
-    return tensors["exported"].numpy().tobytes(), card
+    return tensors, card
 
 
 def read_card(stream: IO[bytes]) -> dict[str, Any]:

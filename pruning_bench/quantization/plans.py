@@ -17,6 +17,7 @@ from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.clipping import clip_weight
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.lower import write_values
 from pruning_bench.quantization.observers import OBSERVERS, Observer, ObserverName, weight_range
 from pruning_bench.quantization.points import Points, find_points, runnable
 from pruning_bench.recipe import Bits
@@ -184,9 +185,7 @@ def choose_group(who: str, group: int, bits: Bits) -> int | None:
 
 def write(prepared: Prepared, writes: Mapping[str, Tensor]) -> None:
     """Puts other values of the same shape in the place of parameters of `prepared`, which its graph reads too."""
-    parameters = prepared.parameters
-    for name, values in writes.items():
-        parameters[name].copy_(values)
+    write_values(prepared.folded, writes)
 
 
 def complete(

@@ -61,7 +61,7 @@ class AdaRound:
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
-        """The plan for `model` with its batch norm folded; its writes lie on the grid.
+        """The plan for `model` with its batch norm folded; its writes lie on the grid, but where `complete` widens it.
 
         Args:
             level: `w4` (weights alone) or `w4a8`, 2 to 8 bits each.
