@@ -64,4 +64,4 @@ def test_mutant_scale_is_seen() -> None:
     model, dataset = PAIRS[0]
     logits = bench().simulated_logits(Case(model, dataset, "static:w8a8", INTEGER[0]))
     wrong = logits * torch.linspace(0.8, 1.2, logits.shape[1])
-    assert agreement(wrong, logits) < LEAST_AGREEMENT, "a check that accepts anything"
+    assert agreement(wrong, logits) < LEAST_AGREEMENT.get(model, 0.999), "a check that accepts anything"
