@@ -109,6 +109,7 @@ def _parser(training_wanted: bool = False) -> argparse.ArgumentParser:
     which = "id (or its beginning), file, 'latest', or torch=2.11 for the latest run with that version"
     both.add_argument("a", metavar="A", help=which)
     both.add_argument("b", metavar="B", help="the same; changes are those of B against A")
+    both.add_argument("--into", type=Path, default=None, metavar="FILE", help="also put it into this Markdown file")
     both.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
     both.set_defaults(run=_compare_runs)
 
@@ -324,11 +325,15 @@ def _compare_runs(chosen: argparse.Namespace) -> int:
     from pruning_bench.judging.history import find_run
     from pruning_bench.judging.run_comparison import compare_runs
     from pruning_bench.records import read_run
-    from pruning_bench.reporting.run_comparison_text import run_comparison_text
+    from pruning_bench.reporting.insertion import put_between_marks
+    from pruning_bench.reporting.run_comparison_text import run_comparison_markdown, run_comparison_text
 
     paths = [find_run(chosen.results / "runs", name) for name in (chosen.a, chosen.b)]
     a, b = map(read_run, paths)
-    print(run_comparison_text(compare_runs(a, b, (str(paths[0]), str(paths[1])))))
+    found = compare_runs(a, b, (str(paths[0]), str(paths[1])))
+    print(run_comparison_text(found))
+    if chosen.into:
+        put_between_marks(chosen.into, run_comparison_markdown(found))
     return 0
 
 

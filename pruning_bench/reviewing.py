@@ -19,11 +19,11 @@ from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.verdicts import WHOLE_CASE, Verdict
 from pruning_bench.records import Measurement, Outcome, Run, read_run, write_atomically, write_run
 from pruning_bench.reporting.as_json import to_json
+from pruning_bench.reporting.insertion import put_between_marks
 from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, rows_of
 from pruning_bench.reporting.terminal import to_terminal
 
-BEGIN, END = "<!-- pruning-bench: begin -->", "<!-- pruning-bench: end -->"
 ROUNDS = (1, 2)
 Afresh = Callable[[list[str], int], list[list[Measurement]]]
 
@@ -116,13 +116,7 @@ def _refuse_unknown(require: Collection[str], run: Run) -> None:
 
 def put_into(path: Path, made: Review) -> None:
     """Puts the report between the two marks of a Markdown file; raises `RecordError` without marks."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not end:
-        raise RecordError("report", "no marks", f"{BEGIN} and {END} in the file", str(path))
-    body = to_markdown(made.run, made.report, made.rows)
-    write_atomically(path, f"{head}{begin}\n\n{body}\n{end}{tail}")
+    put_between_marks(path, to_markdown(made.run, made.report, made.rows))
 
 
 def _confirmation(results: Path, run: Run, number: int) -> Path:

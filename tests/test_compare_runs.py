@@ -9,6 +9,7 @@ import pytest
 
 from pruning_bench import cli
 from pruning_bench.records import Environment, Measurement, Run, write_run
+from pruning_bench.reporting.insertion import marks
 
 
 def record(results: Path, torch: str, size: float) -> Path:
@@ -86,3 +87,18 @@ def test_a_file_anywhere_is_a_run(results: Path, tmp_path: Path, capsys: pytest.
     elsewhere = record(tmp_path / "elsewhere", "2.12.0", 3)
     assert cli.main(["compare-runs", "latest", str(elsewhere), f"--results={results}"]) == 0
     assert "torch 2.14.1 -> 2.12.0" in capsys.readouterr().out, "the run of the file"
+
+
+def test_the_comparison_is_put_between_the_marks_alone(results: Path, tmp_path: Path) -> None:
+    begin, end = marks()
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{begin}\nthe last one\n{end}\n\nbelow\n")
+    words = ["compare-runs", "torch=2.11", "torch=2.14", f"--results={results}", f"--into={page}"]
+    assert cli.main(words) == 0
+    once = page.read_text()
+    assert once.startswith(f"# Title\n\n{begin}\n"), once
+    assert once.endswith(f"{end}\n\nbelow\n"), once
+    assert "| net-data/dense/eager | bytes | 1 B | 2 B | +1 |" in once, once
+    assert "the last one" not in once, once
+    assert cli.main(words) == 0
+    assert page.read_text() == once, "a second time is not the same"

@@ -8,6 +8,7 @@ from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.run_comparison import ROUNDING, Change, RunComparison
 from pruning_bench.records import Run
 from pruning_bench.reporting import text
+from pruning_bench.reporting.markdown import escaped, table_lines
 from pruning_bench.reporting.tables import Table
 from pruning_bench.reporting.terminal import table_text
 
@@ -18,15 +19,30 @@ ALIGN = ("left", "left", *["right"] * 6, "left")
 
 def run_comparison_text(found: RunComparison, policy: Policy | None = None) -> str:
     """What `pruning-bench compare-runs` prints."""
-    policy = policy or Policy()
-    parts = ["\n".join(summary(found, policy))]
+    parts = ["\n".join(summary(found, policy or Policy()))]
     if found.changes:
         parts.append(table_text(changes_table(found)))
+    return "\n\n".join([*parts, *map("\n".join, _alone(found))])
+
+
+def run_comparison_markdown(found: RunComparison, policy: Policy | None = None) -> str:
+    """The same as Markdown."""
+    parts = [[f"* {escaped(line)}" for line in summary(found, policy or Policy())]]
+    if found.changes:
+        parts.append(table_lines(changes_table(found)))
+    for title, *lines in _alone(found):
+        parts.append([f"{escaped(title)}:", "", *(f"* {escaped(line)}" for line in lines)])
+    return "\n\n".join(map("\n".join, parts)) + "\n"
+
+
+def _alone(found: RunComparison) -> list[list[str]]:
+    """What one run alone measured: a title and the first few."""
+    blocks = []
     for letter, alone in (("A", found.only_a), ("B", found.only_b)):
         if alone:
             more = [f"... and {len(alone) - MOST_ALONE} more"] if len(alone) > MOST_ALONE else []
-            parts.append("\n".join([f"measured in {letter} alone: {len(alone)}", *alone[:MOST_ALONE], *more]))
-    return "\n\n".join(parts)
+            blocks.append([f"measured in {letter} alone: {len(alone)}", *alone[:MOST_ALONE], *more])
+    return blocks
 
 
 def summary(found: RunComparison, policy: Policy) -> list[str]:
