@@ -115,7 +115,14 @@ PROFILES = {
         "ci", EVERY_FAMILY, threads=(1, 2), seeds=5, further=("dense", "l1_filter:0.5", "static:w8a8"), optional=True
     ),
     "nightly": Profile(
-        "nightly", (*FAMILIES, *CASTS), examples=True, threads=(1, 2), seeds=5, decide=True, optional=True
+        "nightly",
+        (*FAMILIES, *CASTS),
+        examples=True,
+        threads=(1, 2),
+        seeds=5,
+        further=(*FAMILIES, *CASTS),
+        decide=True,
+        optional=True,
     ),
 }
 

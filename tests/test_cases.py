@@ -114,14 +114,16 @@ def test_one_runtime_has_the_further_seeds_at_every_thread_count(
         assert seeds == expected, f"{case} is run with seeds {sorted(seeds)}"
 
 
-def test_ci_has_every_family_runtime_and_thread_count_and_not_all_of_their_product() -> None:
+@pytest.mark.parametrize("name", ["ci", "nightly"])
+def test_every_recipe_runtime_and_thread_count_is_run_and_not_all_of_their_product(name: str) -> None:
     discover()
-    cases = [case for case in grid(PROFILES["ci"], [("resnet20", "fashion_mnist")]) if case.seed == 0]
-    assert {case.recipe for case in cases} == set(EVERY_FAMILY), "a family is missing"
+    chosen, pair = PROFILES[name], [("resnet20", "fashion_mnist")]
+    cases = [case for case in grid(chosen, pair) if case.seed == 0]
+    assert {case.recipe for case in cases} == set(recipes_of(chosen)), "a recipe is missing"
     plain = {(case.recipe, case.runtime) for case in cases if case.threads == 1}
-    everywhere = {name for name in RUNTIMES if all((recipe, name) in plain for recipe in EVERY_FAMILY)}
+    everywhere = {name for name in RUNTIMES if all((recipe, name) in plain for recipe in recipes_of(chosen))}
     assert everywhere == {"eager", "onnxruntime"}, f"every recipe runs on {everywhere}"
-    further = set(PROFILES["ci"].further or ())
+    further = set(chosen.further or ())
     for name in RUNTIMES:
         assert {case.recipe for case in cases if case.runtime == name and case.threads == 2} == further, name
     for name in ("compiled", "openvino"):
