@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning_bench.errors import ModelError, PluginError
 from pruning_bench.registry import STEPS
@@ -50,6 +50,7 @@ class Context:
         seed: the case's seed; `generator` was seeded with it.
         progress: called as `progress(message, done, total)`.
         past: for a step whose tags ask for it, the model that came in, then the model after each step so far.
+        dense: the model that came in, to compute with: in evaluation mode, and not to be changed.
     """
 
     example_inputs: tuple[Tensor, ...]
@@ -60,6 +61,7 @@ class Context:
     seed: int = 0
     progress: Callable[[str, int, int], None] = _silent
     past: Sequence[Past] = ()
+    dense: nn.Module | None = None
 
     def need_calibration(self, who: str) -> Sequence[tuple[Tensor, ...]]:
         """The calibration batches; raises `ModelError` when there are none."""
@@ -72,6 +74,12 @@ class Context:
         if self.train is None:
             raise ModelError(who, "no training data", "labelled examples given as train=")
         return self.train
+
+    def need_dense(self, who: str) -> nn.Module:
+        """The model that came in; raises `ModelError` when it is not given."""
+        if self.dense is None:
+            raise ModelError(who, "no dense model", "a step of a recipe, or a context with dense=")
+        return self.dense
 
     def need_train(self, who: str) -> Split:
         """The training examples as labelled images; raises `ModelError` or `DataError` when there are none."""

@@ -112,7 +112,9 @@ def compress(
         generator = torch.Generator().manual_seed(seed * 1009 + index)
         earlier = current_masks(state.plans)
         watched = {"progress": progress} if progress else {}
-        context = Context(example_inputs, generator, calibration, train, earlier, seed, past=tuple(past), **watched)
+        context = Context(
+            example_inputs, generator, calibration, train, earlier, seed, past=tuple(past), dense=dense, **watched
+        )
         state.run(step, context)
         if keeps_past:
             past.append(state.past())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning_bench.errors import PruningBenchError, RecordError, UnknownNameError, closest, one_line
+from pruning_bench.errors import PruningBenchError, UnknownNameError, closest, one_line
 from pruning_bench.judging.baseline import read_baseline
 from pruning_bench.judging.gate import Report, confirm, judge_run, runtime_of, suspects, undecided
 from pruning_bench.judging.history import find_run, run_path

@@ -31,9 +31,9 @@ def split_of(count: int = 64) -> Split:
 
 
 def context(seed: int = 0, train: Split | None = None) -> Context:
-    """A context with training images."""
+    """A context with training images, and the tiny model as the dense one."""
     inputs, generator = (torch.zeros(1, 1, 8, 8),), torch.Generator().manual_seed(seed)
-    return Context(inputs, generator, train=train or split_of(), seed=seed)
+    return Context(inputs, generator, train=train or split_of(), seed=seed, dense=tiny_model())
 
 
 def tiny_model() -> nn.Module:

@@ -16,6 +16,7 @@ from pruning_bench.datasets.contract import Split
 from pruning_bench.errors import ModelError, PruningBenchError
 
 Progress = Callable[[str, int, int], None]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) -> mean loss of a batch, in nats
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ def augment(images: Tensor, generator: torch.Generator, shift: int, flip: bool) 
     return images.contiguous()
 
 
+def cross_entropy(config: TrainConfig) -> Loss:
+    """The loss of the labels, smoothed as configured."""
+    loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    return lambda inputs, logits, labels: loss(logits, labels)
+
+
 def train_epoch(
     model: nn.Module,
     split: Split,
@@ -134,9 +141,12 @@ def train_epoch(
     config: TrainConfig,
     epoch: int,
     progress: Progress | None = None,
+    loss_of: Loss | None = None,
 ) -> float:
     """Runs epoch `epoch` (0 is the first) of `config.epochs` in training mode.
 
+    Args:
+        loss_of: instead of the cross entropy of the labels.
     Returns:
         Mean training loss in nats, label smoothing included.
     Raises:
@@ -144,7 +154,7 @@ def train_epoch(
     """
     device = next(model.parameters()).device
     count = math.ceil(len(split) / config.batch)
-    loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    loss_of = loss_of or cross_entropy(config)
     total = torch.zeros((), device=device)
     model.train()
     with _randomness(config.seed, epoch, device) as generator:
@@ -156,8 +166,8 @@ def train_epoch(
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
                 logits = model(inputs)
-            loss = loss_function(logits.float(), labels)
-            loss.backward()
+            loss = loss_of(inputs, logits.float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(chosen)
             if progress is not None:

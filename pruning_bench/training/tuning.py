@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pruning_bench.errors import LevelError, PruningBenchError
 from pruning_bench.pruning.masks import keep_pruned
-from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
+from pruning_bench.training.loop import Loss, TrainConfig, make_optimizer, train_epoch
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
@@ -71,10 +71,14 @@ class Tuning:
         self._model, self._train, self._config = model, train, config
         self._plans, self._progress = plans, context.progress
 
-    def run(self, first: int = 0) -> None:
-        """Trains from epoch `first` of the schedule to its end; leaves evaluation mode, and no gradients."""
+    def run(self, first: int = 0, loss_of: Loss | None = None) -> None:
+        """Trains from epoch `first` of the schedule to its end; leaves evaluation mode, and no gradients.
+
+        Args:
+            loss_of: instead of the cross entropy of the labels.
+        """
         with keep_pruned(self._model, self._plans, self.optimizer):
             for epoch in range(first, self._config.epochs):
-                train_epoch(self._model, self._train, self.optimizer, self._config, epoch, self._progress)
+                train_epoch(self._model, self._train, self.optimizer, self._config, epoch, self._progress, loss_of)
         self._model.zero_grad(set_to_none=True)
         self._model.eval()
