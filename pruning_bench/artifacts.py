@@ -3,7 +3,8 @@
 Quantized weights are stored as their integer codes, or as indices into the table of values that they share, in as many
 bits as these need (`models.narrowing`); tables and the scales of weights and activations stand beside them, zero points
 where there are any. Tensors of many zeros, codes too, are packed
-(`models.packing`). A shipped dense checkpoint is read the same way.
+(`models.packing`). 8-bit floats are stored as such, beside their scales. A shipped dense checkpoint is read the same
+way.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.codebook import nearest
-from pruning_bench.quantization.contract import FLOATS, Affine, QuantPlan
+from pruning_bench.quantization.contract import FLOATS, FLOATS8, Affine, Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import write_values
 
@@ -53,7 +54,7 @@ def save(
         dataset: what the model was trained on.
         about: further entries of the card.
     Returns:
-        The card: model, options, recipe, example inputs, integer ranges, shapes of packed tensors, versions, sha256 of
+        The card: model, options, recipe, example inputs, ranges of codes, shapes of packed tensors, versions, sha256 of
         the file.
     """
     stored, entries = _packed(compressed)
@@ -64,7 +65,7 @@ def save(
         "options": dict(options or {}),
         "recipe": str(compressed.recipe),
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compressed.example_inputs],
-        "ranges": {name: _range(affine) for name, affine in _affines(compressed.quant_plan).items()},
+        "ranges": {name: _range(coding) for name, coding in _codings(compressed.quant_plan).items()},
         **({"codebooks": sorted(tables)} if (tables := _tables(compressed)) else {}),
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
@@ -93,7 +94,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     try:
         if plan is not None and plan.dtype is None:
             built = fold_batch_norms(built, inputs)
-            state.update({name: dequantize(state[name], affine) for name, affine in plan.weights.items()})
+            state.update({name: dequantize(state[name], coding) for name, coding in plan.weights.items()})
             state.update({name: _values_of(state[name], table) for name, table in plan.codebooks.items()})
             state.update(_float_twins(built, state, {*plan.weights, *plan.codebooks}))
         built = resize_to(built, {name: tuple(tensor.shape) for name, tensor in state.items()})
@@ -117,7 +118,7 @@ def file_sizes(compressed: Compressed) -> tuple[int, int]:
 
 def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
     """What is stored, before packing: the state of the float model, in its type if cast; if quantized, the folded state
-    with integer codes and scales.
+    with codes and scales.
     """
     plan = compressed.quant_plan
     if plan is None or plan.dtype is not None:
@@ -128,22 +129,22 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
     folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
     write_values(folded, plan.writes)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in folded.state_dict().items()}
-    for name, affine in plan.weights.items():
-        state[name] = quantize(state[name], affine).to(torch.int8 if affine.low < 0 else torch.uint8).contiguous()
+    for name, coding in plan.weights.items():
+        state[name] = quantize(state[name], coding).to(_stored_type(coding)).contiguous()
     for name, table in plan.codebooks.items():
         state[name] = _codes_of(state[name], table)
         state[name + _TABLE] = table.detach().clone()
-    for name, affine in _affines(plan).items():
-        state[name + _SCALE] = affine.scale.detach().clone()
-        if not _is_symmetric(affine.low, affine.high):
-            state[name + _ZERO] = affine.zero_point.detach().clone()
+    for name, coding in _codings(plan).items():
+        state[name + _SCALE] = coding.scale.detach().clone()
+        if isinstance(coding, Affine) and not _is_symmetric(coding.low, coding.high):
+            state[name + _ZERO] = coding.zero_point.detach().clone()
     return state
 
 
 def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors as they stand in the file, and what its card says of them."""
     weights = compressed.quant_plan.weights if compressed.quant_plan else {}
-    codes = {name: (affine.low, affine.high) for name, affine in weights.items()}
+    codes = {name: (coding.low, coding.high) for name, coding in weights.items() if isinstance(coding, Affine)}
     codes |= {name: (0, max(len(table) - 1, 1)) for name, table in _tables(compressed).items()}
     stored, sparse = pack(
         tensors_of(compressed), {name: (high - low).bit_length() for name, (low, high) in codes.items()}
@@ -181,15 +182,23 @@ def _is_symmetric(low: int, high: int) -> bool:
     return low + high == 0
 
 
-def _affines(plan: QuantPlan | None) -> dict[str, Affine]:
+def _stored_type(coding: Coding) -> torch.dtype:
+    if isinstance(coding, Float8):
+        return coding.dtype
+    return torch.int8 if coding.low < 0 else torch.uint8
+
+
+def _codings(plan: QuantPlan | None) -> dict[str, Coding]:
     if plan is None:
         return {}
-    return {**plan.weights, **{_ACTIVATION + point: affine for point, affine in plan.activations.items()}}
+    return {**plan.weights, **{_ACTIVATION + point: coding for point, coding in plan.activations.items()}}
 
 
-def _range(affine: Affine) -> list[int | None]:
-    """What the card says of an affine: lowest and highest code, axis, and the size of groups if there are any."""
-    return [affine.low, affine.high, affine.axis, *([] if affine.group is None else [affine.group])]
+def _range(coding: Coding) -> list[int | str | None]:
+    """What the card says: lowest and highest code, axis, and the size of groups if any; of floats format and axis."""
+    if isinstance(coding, Float8):
+        return [coding.format, coding.axis]
+    return [coding.low, coding.high, coding.axis, *([] if coding.group is None else [coding.group])]
 
 
 def _read(
@@ -216,16 +225,27 @@ def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantP
     tables = {name: tensors[name + _TABLE] for name in card.get("codebooks", {})}
     if not ranges and not tables:
         return None
-    affines = {
-        name: Affine(tensors[name + _SCALE], _zero_point(tensors, name, low, high), low, high, axis, *group)
-        for name, (low, high, axis, *group) in ranges.items()
-    }
+    codings = {name: _coding(tensors, name, *entry) for name, entry in ranges.items()}
     return QuantPlan(
-        weights={name: a for name, a in affines.items() if not name.startswith(_ACTIVATION)},
-        activations={n.removeprefix(_ACTIVATION): a for n, a in affines.items() if n.startswith(_ACTIVATION)},
+        weights={name: a for name, a in codings.items() if not name.startswith(_ACTIVATION)},
+        activations={n.removeprefix(_ACTIVATION): a for n, a in codings.items() if n.startswith(_ACTIVATION)},
         codebooks=tables,
         dynamic=card.get("dynamic") is True,
     )
+
+
+def _coding(tensors: Mapping[str, Tensor], name: str, first: Any, *rest: Any) -> Coding:
+    """The coding of an entry of the card, as `_range` spells it."""
+    scale = tensors[name + _SCALE]
+    if not isinstance(first, str):
+        high, axis, *group = rest
+        return Affine(scale, _zero_point(tensors, name, first, high), first, high, axis, *group)
+    (axis,) = rest
+    if first not in FLOATS8:
+        raise ValueError(f"format {first!r} of {name}")
+    if name in tensors and tensors[name].dtype != FLOATS8[first]:
+        raise ValueError(f"{name} in {tensors[name].dtype}, not in {first}")
+    return Float8(scale, first, axis)
 
 
 def _zero_point(tensors: Mapping[str, Tensor], name: str, low: int, high: int) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pruning_bench.engine import Compressed, Plan, apply_plan
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
-from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.contract import Affine, Float8, QuantPlan
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of
 
@@ -37,7 +37,7 @@ UNFIT = (SafetensorError, PruningBenchError, ValueError, LookupError, TypeError,
 _LARGEST_HEADER = 1 << 28
 _DIGITS = 64  # of the digest, which stands before the card
 _MEMBERS = ("_parameters", "_buffers", "_modules")
-_SPELT = {cls.__name__: cls for cls in (MaskPlan, ChannelPlan, QuantPlan, Affine)}
+_SPELT = {cls.__name__: cls for cls in (MaskPlan, ChannelPlan, QuantPlan, Affine, Float8)}
 
 
 def encode(made: Compressed, about: Mapping[str, Any]) -> bytes:

@@ -26,7 +26,7 @@ from pruning_bench.models.contract import first_tensor
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.quantization.affine import fake_quantize
-from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.contract import Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.points import Points, find_points
@@ -138,7 +138,7 @@ def _layers(plan: QuantPlan, model: nn.Module, inputs: tuple[Tensor, ...]) -> Pa
         if name not in plan.weights and name not in plan.codebooks:
             continue
         around = _points_around(name, reads, points)
-        activations = {point: affine for point, affine in plan.activations.items() if point in around}
+        activations = {point: coding for point, coding in plan.activations.items() if point in around}
         own = {weight for weight in plan.writes if weight.rpartition(".")[0] == name.rpartition(".")[0]}
         alone = replace(
             plan,
@@ -147,11 +147,13 @@ def _layers(plan: QuantPlan, model: nn.Module, inputs: tuple[Tensor, ...]) -> Pa
             activations=activations,
             writes=plan.writes if rescaled else {weight: plan.writes[weight] for weight in own},
         )
-        bits = [_bits(affine) for affine in activations.values()]
+        bits = [_bits(coding) for coding in activations.values()]
         of_inputs = f"a{min(bits)}" if bits else "a8" if plan.dynamic else ""
         width = f"{len(plan.codebooks[name])} values" if name in plan.codebooks else f"w{_bits(plan.weights[name])}"
+        coding = plan.weights.get(name)
+        of_floats = f" {coding.format}" if isinstance(coding, Float8) else ""
         build = partial(_simulated, alone, model, inputs)
-        yield name.removesuffix(".weight"), parameters[name].numel(), width + of_inputs, build
+        yield name.removesuffix(".weight"), parameters[name].numel(), width + of_inputs + of_floats, build
 
 
 def _rescales(plan: QuantPlan) -> bool:
@@ -167,8 +169,8 @@ def _rescales(plan: QuantPlan) -> bool:
     return 2 * off > total
 
 
-def _bits(affine: Affine) -> int:
-    return (affine.high - affine.low).bit_length()
+def _bits(coding: Coding) -> int:
+    return 8 if isinstance(coding, Float8) else (coding.high - coding.low).bit_length()
 
 
 def _points_around(weight: str, reads: Mapping[str, str], points: Points) -> set[str]:

@@ -256,7 +256,7 @@ class Tied(torch.nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("recipe", ["static:w8a8", "rtn:w4", "gptq:w4", "codebook:w3", "dynamic:w8a8"])
+@pytest.mark.parametrize("recipe", ["static:w8a8", "rtn:w4", "gptq:w4", "codebook:w3", "dynamic:w8a8", "fp8:w8a8"])
 def test_a_weight_tied_to_an_embedding_comes_back(recipe: str, tmp_path: Path) -> None:
     """The embedding is read in float: only the layer rounds."""
     torch.manual_seed(0)

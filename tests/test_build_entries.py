@@ -33,6 +33,7 @@ RECIPES = [
     "l1_filter:0.5",
     "static:w8a8",
     "static:w8a8,granularity=per_tensor",
+    "fp8:w8a8",
     "l1_filter:0.5+magnitude:0.5+finetune:1+static:w8a8",
     "magnitude:0.5+bn_recalibrate:1+l1_filter:0.25+l1_filter:0.25",
 ]

@@ -91,6 +91,8 @@ def test_more_bits_are_quieter() -> None:
         ("codebook:w3", ["0.0", "1.0", "4"], "8 values"),
         ("magnitude:0.5+static:w8a8", ["0.0", "1.0", "4"], "w8a8"),
         ("dynamic:w8a8", ["4"], "w8a8"),
+        ("fp8:w8a8", ["0.0", "1.0", "4"], "w8a8 e4m3"),
+        ("fp8:w8,format=e5m2", ["0.0", "1.0", "4"], "w8 e5m2"),
     ],
 )
 def test_pruning_tables_and_later_steps(recipe: str, parts: list[str], change: str) -> None:

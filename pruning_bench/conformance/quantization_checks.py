@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pruning_bench.conformance import float8_checks
 from pruning_bench.contracts import Context
 from pruning_bench.graphs import export
 from pruning_bench.quantization.affine import fake_quantize, quantize, spread
-from pruning_bench.quantization.contract import Affine, QuantizationMethod, QuantPlan
+from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantizationMethod, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.points import find_points
 from pruning_bench.recipe import Bits, DType
 
+C = TypeVar("C", bound=Coding)
 Quantize: TypeAlias = Callable[[Tensor, Affine], Tensor]
 Choose: TypeAlias = Callable[..., Affine]
 Check: TypeAlias = Callable[[QuantizationMethod], None]
@@ -52,21 +54,21 @@ def check_round_trip(fake_quantize: Quantize, x: Tensor, affine: Affine) -> None
     assert worst <= 0.5 + ROUNDING_STEPS, f"round trip off by {worst:.6f} steps at {place}, should be at most 0.5"
 
 
-def check_zero_exact(fake_quantize: Quantize, affine: Affine) -> None:
+def check_zero_exact(fake_quantize: Callable[[Tensor, C], Tensor], coding: C) -> None:
     """Zero has a code of its own, so that padding and ReLU are exact."""
-    if affine.group is None:
-        shape = [1] * (0 if affine.axis is None else affine.axis + 1)
-        zero = torch.zeros(shape).expand_as(_spread(affine, torch.zeros(shape))[0])
+    group = coding.group if isinstance(coding, Affine) else None
+    if group is not None:
+        shape = [coding.scale.shape[0], coding.scale.shape[1] * group]
     else:
-        zero = torch.zeros(affine.scale.shape[0], affine.scale.shape[1] * affine.group)
-    value = fake_quantize(zero, affine)
+        shape = [] if coding.axis is None else [*[1] * coding.axis, coding.scale.numel()]
+    value = fake_quantize(torch.zeros(shape), coding)
     assert bool((value == 0).all()), f"zero becomes {value.flatten().tolist()}, should stay zero"
 
 
-def check_idempotent(fake_quantize: Quantize, x: Tensor, affine: Affine) -> None:
+def check_idempotent(fake_quantize: Callable[[Tensor, C], Tensor], x: Tensor, coding: C) -> None:
     """A value on the grid stays what it is, bit for bit."""
-    once = fake_quantize(x, affine)
-    twice = fake_quantize(once, affine)
+    once = fake_quantize(x, coding)
+    twice = fake_quantize(once, coding)
     moved = once != twice
     first = int(moved.flatten().float().argmax()) if moved.any() else 0
     assert not moved.any(), f"{once.flatten()[first]:.9g} becomes {twice.flatten()[first]:.9g} the second time"
@@ -214,19 +216,24 @@ def check_layers_covered(method: QuantizationMethod) -> None:
 
 
 def check_plan_affines(method: QuantizationMethod) -> None:
-    """Affines of a plan are sound: finite positive scales, zero exact; weights in range, to half a step, idempotent."""
+    """Codings of a plan are sound: finite positive scales, zero exact; weights in range, to half a step, idempotent."""
     model, level, context = example(method)
     plan = method.plan(model, level, context)
     parameters = dict(fold_batch_norms(model, context.example_inputs).named_parameters())
-    for name, affine in [*plan.weights.items(), *plan.activations.items()]:
-        good = torch.isfinite(affine.scale) & (affine.scale > 0)
-        assert bool(good.all()), f"{method.name}: {name} has scale {affine.scale.tolist()}, should be finite and > 0"
-        check_zero_exact(fake_quantize, affine)
-    for name, affine in plan.weights.items():
+    for name, coding in [*plan.weights.items(), *plan.activations.items()]:
+        good = torch.isfinite(coding.scale) & (coding.scale > 0)
+        assert bool(good.all()), f"{method.name}: {name} has scale {coding.scale.tolist()}, should be finite and > 0"
+        check_zero_exact(fake_quantize, coding)
+    for name, coding in plan.weights.items():
         values = plan.writes.get(name, parameters[name]).detach()
-        check_codes_in_range(quantize, values, affine)
-        check_round_trip(fake_quantize, values, affine)
-        check_idempotent(fake_quantize, values, affine)
+        check_idempotent(fake_quantize, values, coding)
+        if isinstance(coding, Float8):
+            float8_checks.check_codes(quantize, values, coding)
+            for law in float8_checks.LAWS:
+                law(fake_quantize, values, coding)
+        else:
+            check_codes_in_range(quantize, values, coding)
+            check_round_trip(fake_quantize, values, coding)
 
 
 def check_plan_codebooks(method: QuantizationMethod) -> None:
@@ -305,6 +312,8 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, Affine) and isinstance(b, Affine):
         ranges = (a.low, a.high, a.axis, a.group) == (b.low, b.high, b.axis, b.group)
         return ranges and torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
+    if isinstance(a, Float8) and isinstance(b, Float8):
+        return (a.format, a.axis) == (b.format, b.axis) and torch.equal(a.scale, b.scale)
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 

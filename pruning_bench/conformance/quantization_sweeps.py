@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,7 +49,7 @@ def check_sqnr_bars(method: QuantizationMethod) -> None:
 
 def check_monotone_in_bits(method: QuantizationMethod) -> None:
     """More bits of the weights are never worse, to `SLACK_DB`."""
-    found = [(level, sqnr_db(method, level)) for level in (_level(method, bits) for bits in SWEPT)]
+    found = [(level, sqnr_db(method, level)) for level in (_level(method, bits) for bits in _swept(method, SWEPT))]
     for (few, less), (many, more) in pairwise(found):
         words = f"{more:.1f} dB at {many}, should be at least the {less:.1f} of {few}"
         assert more >= less - SLACK_DB, f"{method.name}: {words}"
@@ -73,10 +74,10 @@ def check_pruned_stay_zero(method: QuantizationMethod) -> None:
             masks[name] = parameter.detach().abs() >= parameter.detach().abs().median()
             parameter.data.mul_(masks[name])
     parameters = dict(fold_batch_norms(model, context.example_inputs).named_parameters())
-    for bits in (3, 8):
+    for bits in _swept(method, (3, 8)):
         plan = method.plan(model, _level(method, bits), dataclasses.replace(context, earlier=masks))
-        for name, affine in plan.weights.items():
-            values = fake_quantize(plan.writes.get(name, parameters[name]).detach(), affine)
+        for name, coding in plan.weights.items():
+            values = fake_quantize(plan.writes.get(name, parameters[name]).detach(), coding)
             _require_zeros(method, name, values, masks[name])
         for name in plan.codebooks:
             _require_zeros(method, name, plan.writes.get(name, parameters[name]).detach(), masks[name])
@@ -109,7 +110,7 @@ def sweeps_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check
     tags = method.tags
     checks: list[Check] = [*([check_bad_calibration] if tags.needs_calibration else [])]
     if tags.weights and not tags.casts:
-        checks += [check_monotone_in_bits, check_pruned_stay_zero]
+        checks += [check_pruned_stay_zero, *([check_monotone_in_bits] if len(_swept(method, SWEPT)) > 1 else [])]
         checks += [check_monotone_in_granularity] if _granularities(method) else []
         checks += [] if tags.activations else [check_weights_alone]
         checks += [check_sqnr_bars] if tags.sqnr_db else []
@@ -122,6 +123,11 @@ def _refusal(method: QuantizationMethod, model: nn.Module, level: Any, context: 
     except ModelError as error:
         return str(error)
     return ""
+
+
+def _swept(method: QuantizationMethod, bits: Sequence[int]) -> list[int]:
+    """Those of the bits that the method has levels of."""
+    return [number for number in bits if number in method.tags.bits]
 
 
 def _level(method: QuantizationMethod, bits: int) -> Bits:

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.quantization.affine import fake_quantize
-from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.contract import Affine, Coding, Float8
 
 BLOCKS = (16, 32, 64, 128, 256)  # columns of a block that kernels take
 BLOCK = 32  # where all of a channel shares one scale
 HIGHEST = 127
 
 
-def block_of(weight: Tensor, affine: Affine) -> int | None:
+def block_of(weight: Tensor, coding: Coding) -> int | None:
     """Columns that a kernel for codes of this weight takes at once; None where there is no kernel.
 
-    There is one for linear layers, symmetric codes, and scales per tensor, per channel or per block of `BLOCKS` columns
-    that divides them.
+    There is one for linear layers, symmetric integers, and scales per tensor, per channel or per block of `BLOCKS`
+    columns that divides them.
 
     Example:
         >>> scale, zero = torch.ones(8), torch.zeros(8, dtype=torch.int32)
@@ -31,11 +31,13 @@ def block_of(weight: Tensor, affine: Affine) -> int | None:
         >>> block_of(torch.zeros(8, 50), affine), block_of(torch.zeros(8, 4, 3, 3), affine)
         (32, None)
     """
-    if weight.dim() != 2 or affine.low + affine.high != 0 or bool(affine.zero_point.any()):
+    if weight.dim() != 2 or isinstance(coding, Float8):
         return None
-    if affine.group is None:
+    if coding.low + coding.high != 0 or bool(coding.zero_point.any()):
+        return None
+    if coding.group is None:
         return BLOCK
-    return affine.group if affine.group in BLOCKS and weight.shape[1] % affine.group == 0 else None
+    return coding.group if coding.group in BLOCKS and weight.shape[1] % coding.group == 0 else None
 
 
 def round_blocks(x: Tensor, block: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class QuantizationTags:
     Args:
         weights, activations: what is quantized.
         needs_calibration: `plan` reads `context.calibration`.
+        bits: of the weights, those that its levels may ask for.
         sqnr_db: bits of weights -> signal over noise in dB that the outputs of the example of `conformance` have at
             least, activations (if any) at 8 bits.
         casts: plans hold a `dtype` and nothing else: every runtime runs them itself, none only simulates them.
@@ -35,6 +37,7 @@ class QuantizationTags:
     weights: bool = True
     activations: bool = True
     needs_calibration: bool = True
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     casts: bool = False
     reference: str = ""
     sqnr_db: Mapping[int, float] = field(default_factory=dict)
@@ -63,6 +66,36 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Float8:
+    """code = float8(clamp(x / scale, -largest, largest)); x ~ code * scale. Codes are numbers of 8 bits themselves.
+
+    Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433.
+
+    Args:
+        scale: float32, positive and finite; shape [] (per tensor) or [channels] (per channel).
+        format: a key of `FLOATS8`: "e4m3", 4 bits of exponent and 3 of fraction, or "e5m2".
+        axis: the channel dimension of `scale`, None when per tensor.
+    """
+
+    scale: Tensor
+    format: str
+    axis: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the codes."""
+        return FLOATS8[self.format]
+
+    @property
+    def largest(self) -> float:
+        """The largest finite code: 448 of e4m3, 57344 of e5m2."""
+        return torch.finfo(self.dtype).max
+
+
+Coding: TypeAlias = Affine | Float8
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """Quantization of one model, the same for every runtime.
 
@@ -70,19 +103,19 @@ class QuantPlan:
     every add quantized inputs and output; the output quantizer stands after a directly following ReLU.
 
     Args:
-        weights: parameter name in the folded model -> affine.
-        activations: point name (`quantization.points`) -> affine; readable and stable across torch versions.
+        weights: parameter name in the folded model -> coding.
+        activations: point name (`quantization.points`) -> coding; readable and stable across torch versions.
         writes: parameter name in the folded model -> replacement values before quantization (often none).
         codebooks: parameter name in the folded model -> the few values that its elements take, float32, ascending, zero
             among them; `writes` holds the parameter with these values, and `weights` leaves it out.
         dynamic: the inputs of the layers in `weights` are quantized at run time, each tensor as a whole by its own
             range, to uint8; `activations` is then empty.
         dtype: the short name (`FLOATS`) of the floating-point type that the whole model is cast to, with float32 inputs
-            and outputs; then there is nothing else in the plan. None for a plan of integers.
+            and outputs; then there is nothing else in the plan. None for a plan of codes.
     """
 
-    weights: Mapping[str, Affine]
-    activations: Mapping[str, Affine] = field(default_factory=dict)
+    weights: Mapping[str, Coding]
+    activations: Mapping[str, Coding] = field(default_factory=dict)
     writes: Mapping[str, Tensor] = field(default_factory=dict)
     codebooks: Mapping[str, Tensor] = field(default_factory=dict)
     dynamic: bool = False
@@ -92,6 +125,11 @@ class QuantPlan:
     def weights_only(self) -> bool:
         """Are weights quantized, and nothing that is computed?"""
         return bool(self.weights) and not self.activations and not self.dynamic
+
+    @property
+    def computes_in_float8(self) -> bool:
+        """Are there 8-bit floats among what is computed?"""
+        return any(isinstance(coding, Float8) for coding in self.activations.values())
 
 
 @runtime_checkable

@@ -10,8 +10,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 
-from pruning_bench.quantization.affine import quantize
-from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.affine import affine_of, quantize
+from pruning_bench.quantization.contract import Affine, Coding
 from pruning_bench.quantization.integer import FloatLayer
 from pruning_bench.quantization.lower import Site
 from pruning_bench.quantization.qdq import storage
@@ -70,10 +70,11 @@ class Decomposed:
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with a dequantized weight; of weights alone, with one made float beforehand."""
         assert site.weight is not None
-        assert site.weight_affine is not None
+        assert site.weight_coding is not None
         if site.alone:
-            return FloatLayer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
-        return Layer(site.function, site.weight, site.weight_affine, site.bias, site.arguments), False
+            return FloatLayer(site.function, site.weight, site.weight_coding, site.bias, site.arguments), False
+        affine = affine_of(site.weight_coding, site.name, WHO)
+        return Layer(site.function, site.weight, affine, site.bias, site.arguments), False
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """The float operator as it is."""
@@ -83,6 +84,6 @@ class Decomposed:
         """The float operator as it is."""
         return None
 
-    def value(self, affine: Affine, name: str) -> nn.Module:
+    def value(self, coding: Coding, name: str) -> nn.Module:
         """A pair of q and dq operators."""
-        return QuantizeDequantize(affine, name)
+        return QuantizeDequantize(affine_of(coding, name, WHO), name)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.quantization.affine import fake_quantize, quantize
-from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.contract import Affine, Coding
 
 EXACT_IN_FLOAT32 = 2**24
 BIAS_LIMIT = 2**31 - 1
@@ -84,11 +84,11 @@ class FloatLayer(nn.Module):
     """
 
     def __init__(
-        self, operator: Callable[..., Tensor], weight: Tensor, affine: Affine, bias: Tensor | None, rest: Sequence[Any]
+        self, operator: Callable[..., Tensor], weight: Tensor, coding: Coding, bias: Tensor | None, rest: Sequence[Any]
     ) -> None:
         super().__init__()
         self.operator, self.rest = operator, tuple(rest)
-        self.register_buffer("weight", fake_quantize(weight, affine))
+        self.register_buffer("weight", fake_quantize(weight, coding))
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:

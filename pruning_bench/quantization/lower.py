@@ -19,10 +19,12 @@ from torch.export import ExportedProgram
 from pruning_bench.errors import PlanError, closest
 from pruning_bench.graphs import export, operator, readable_names
 from pruning_bench.quantization import qdq
+from pruning_bench.quantization.affine import affine_of
 from pruning_bench.quantization.blocked import BlockedLinear, block_of
 from pruning_bench.quantization.cast import cast
-from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantPlan
 from pruning_bench.quantization.dynamic import DynamicLinear
+from pruning_bench.quantization.float8 import FakeFloat8
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean
 from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable, summed
@@ -58,10 +60,10 @@ class Site:
         name: readable name of the node.
         function: its ATen operator.
         arguments: the arguments after the tensors (and after weight and bias of a layer).
-        inputs: affines of the tensors that it reads, None where a value is in float.
-        output: affine of what it gives, None for float.
+        inputs: codings of the tensors that it reads, None where a value is in float.
+        output: coding of what it gives, None for float.
         relu: a ReLU stands between the node and its quantizer.
-        weight, weight_affine, bias: of a layer.
+        weight, weight_coding, bias: of a layer.
         dynamic: its input is quantized at run time.
         alone: the plan quantizes weights and nothing else.
     """
@@ -69,11 +71,11 @@ class Site:
     name: str
     function: Callable[..., Tensor]
     arguments: tuple[Any, ...]
-    inputs: tuple[Affine | None, ...]
-    output: Affine | None
+    inputs: tuple[Coding | None, ...]
+    output: Coding | None
     relu: bool = False
     weight: Tensor | None = None
-    weight_affine: Affine | None = None
+    weight_coding: Coding | None = None
     bias: Tensor | None = None
     dynamic: bool = False
     alone: bool = False
@@ -99,7 +101,7 @@ class Form(Protocol):
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
         """For a global average pool over `dims` dimensions."""
 
-    def value(self, affine: Affine, name: str) -> nn.Module:
+    def value(self, coding: Coding, name: str) -> nn.Module:
         """For a value that nothing at its site has quantized."""
 
 
@@ -137,7 +139,7 @@ def to_qdq(
     Args:
         saturating: see `qdq.Layer`.
     Raises:
-        PlanError: as `simulate`; and activations have other than 8 bits.
+        PlanError: as `simulate`; and activations are 8-bit floats, or integers of other than 8 bits.
     """
     return lower(plan, float_model, example_inputs, Qdq(saturating))
 
@@ -155,43 +157,43 @@ class Simulation:
         return Rule.SUMS_IN_LAYERS in self.rules
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
-        """On codes when the input is quantized and the rules say so, else in float with a rounded weight."""
+        """On codes when these are integers and the rules say so, else in float with a rounded weight."""
         assert site.weight is not None
-        assert site.weight_affine is not None
-        x = site.inputs[0]
+        assert site.weight_coding is not None
+        x, coding = site.inputs[0], site.weight_coding
         if site.dynamic:
-            return DynamicLinear(site.weight, site.weight_affine, site.bias), False
-        block = block_of(site.weight, site.weight_affine) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
+            return DynamicLinear(site.weight, affine_of(coding, site.name), site.bias), False
+        block = block_of(site.weight, coding) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
         if block is not None:
-            return BlockedLinear(site.weight, site.weight_affine, site.bias, block), False
-        common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
-        if x is None or Rule.INTEGER_SUMS not in self.rules:
-            return FloatLayer(*common), False
-        fused = self._fuses(site)
-        whole_bias = Rule.INTEGER_BIASES in self.rules
-        return IntegerLayer(*common, x, site.output if fused else None, site.relu, whole_bias), fused
+            return BlockedLinear(site.weight, affine_of(coding, site.name), site.bias, block), False
+        if not isinstance(x, Affine) or not isinstance(coding, Affine) or Rule.INTEGER_SUMS not in self.rules:
+            return FloatLayer(site.function, site.weight, coding, site.bias, site.arguments), False
+        common = (site.function, site.weight, coding, site.bias, site.arguments)
+        y, whole_bias = self._fused(site), Rule.INTEGER_BIASES in self.rules
+        return IntegerLayer(*common, x, y, site.relu, whole_bias), y is not None
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """On codes when both sides and the sum are quantized."""
-        a, b = site.inputs
-        if a is None or b is None or site.output is None or not self._fuses(site, Rule.INTEGER_ADDS):
+        (a, b), y = site.inputs, self._fused(site, Rule.INTEGER_ADDS)
+        if not isinstance(a, Affine) or not isinstance(b, Affine) or y is None:
             return None
-        return IntegerAdd(a, b, site.output, site.relu), True
+        return IntegerAdd(a, b, y, site.relu), True
 
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
         """On codes when input and output are quantized."""
-        x = site.inputs[0]
-        if x is None or site.output is None or site.relu or not self._fuses(site, Rule.INTEGER_ADDS):
+        x, y = site.inputs[0], self._fused(site, Rule.INTEGER_ADDS)
+        if not isinstance(x, Affine) or y is None or site.relu:
             return None
-        return IntegerMean(x, site.output, dims), True
+        return IntegerMean(x, y, dims), True
 
-    def value(self, affine: Affine, name: str) -> nn.Module:
+    def value(self, coding: Coding, name: str) -> nn.Module:
         """A float value rounded to its grid."""
-        return FakeQuantize(affine, Rule.DIVIDE in self.rules)
+        return FakeFloat8(coding) if isinstance(coding, Float8) else FakeQuantize(coding, Rule.DIVIDE in self.rules)
 
-    def _fuses(self, site: Site, rule: Rule = Rule.INTEGER_SUMS) -> bool:
-        sums = rule in self.rules and site.output is not None
-        return sums and (not site.relu or Rule.RELU_IS_CLAMP in self.rules)
+    def _fused(self, site: Site, rule: Rule = Rule.INTEGER_SUMS) -> Affine | None:
+        """The affine of the output where the module at the site quantizes it too."""
+        fuses = rule in self.rules and (not site.relu or Rule.RELU_IS_CLAMP in self.rules)
+        return site.output if fuses and isinstance(site.output, Affine) else None
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,17 @@ class Qdq:
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with dequantized weight and bias."""
         assert site.weight is not None
-        assert site.weight_affine is not None
+        assert site.weight_coding is not None
+        if site.alone and block_of(site.weight, site.weight_coding) is None:  # no kernel: made float once, not each run
+            return FloatLayer(site.function, site.weight, site.weight_coding, site.bias, site.arguments), False
+        affine = affine_of(site.weight_coding, site.name, qdq.WHO)
         if site.dynamic:
-            return qdq.DynamicLinear(site.weight, site.weight_affine, site.bias, self.saturating), False
-        common = (site.function, site.weight, site.weight_affine, site.bias, site.arguments)
-        if not site.alone:
-            return qdq.Layer(*common, site.inputs[0], self.saturating), False
-        if block_of(site.weight, site.weight_affine) is None:  # no kernel: made float once, not at every run
-            return FloatLayer(*common), False
-        return qdq.WeightOnlyLinear(site.weight, site.weight_affine, site.bias), False
+            return qdq.DynamicLinear(site.weight, affine, site.bias, self.saturating), False
+        if site.alone:
+            return qdq.WeightOnlyLinear(site.weight, affine, site.bias), False
+        x = None if site.inputs[0] is None else affine_of(site.inputs[0], site.name, qdq.WHO)
+        common = (site.function, site.weight, affine, site.bias, site.arguments)
+        return qdq.Layer(*common, x, self.saturating), False
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """The float operator as it is."""
@@ -223,9 +227,9 @@ class Qdq:
         """A node that has an integer kernel."""
         return qdq.GlobalAveragePool(), False
 
-    def value(self, affine: Affine, name: str) -> nn.Module:
+    def value(self, coding: Coding, name: str) -> nn.Module:
         """A pair of q and dq nodes."""
-        return qdq.QuantizeDequantize(affine, name)
+        return qdq.QuantizeDequantize(affine_of(coding, name, qdq.WHO), name)
 
 
 def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], form: Form) -> fx.GraphModule:
@@ -289,16 +293,16 @@ class _Lowering:
             self.settled.add(self.behind.get(name, name))
 
     def _layer(self, name: str, node: fx.Node) -> tuple[nn.Module, bool] | None:
-        affine = self.plan.weights.get(self.points.layers[name])
+        coding = self.plan.weights.get(self.points.layers[name])
         held = [self._tensor(value) for value in node.args[1:3]]
-        if affine is None or held[0] is None or (held[-1] is None and node.args[len(held)] is not None):
+        if coding is None or held[0] is None or (held[-1] is None and node.args[len(held)] is not None):
             return None  # not in the plan, or a bias computed on the way
         site = self._site(name, node, node.args[:1], node.args[3:])
         bias = held[1] if len(held) == 2 else None
         dynamic = self.plan.dynamic and operator(node) == "aten.linear"
         return self.form.layer(
             replace(
-                site, weight=held[0], weight_affine=affine, bias=bias, dynamic=dynamic, alone=self.plan.weights_only
+                site, weight=held[0], weight_coding=coding, bias=bias, dynamic=dynamic, alone=self.plan.weights_only
             )
         )
 
@@ -311,19 +315,19 @@ class _Lowering:
 
     def _site(self, name: str, node: fx.Node, reads: Sequence[Any], arguments: Sequence[Any] = ()) -> Site:
         place = self.behind.get(name, name)
-        inputs = tuple(self._affine(self.name_of.get(value, "")) for value in reads)  # "": a constant of the model
+        inputs = tuple(self._coding(self.name_of.get(value, "")) for value in reads)  # "": a constant of the model
         assert callable(node.target)
-        return Site(self.readable[name], node.target, tuple(arguments), inputs, self._affine(place), place != name)
+        return Site(self.readable[name], node.target, tuple(arguments), inputs, self._coding(place), place != name)
 
-    def _affine(self, node: str) -> Affine | None:
+    def _coding(self, node: str) -> Coding | None:
         return self.plan.activations.get(self.points.name_at(node) or "")
 
     def _quantize(self, place: str) -> None:
         """Puts a quantizer behind a value, for all its readers; none where the plan has no such point."""
-        node, affine = self.now[place], self._affine(place)
-        if affine is None:
+        node, coding = self.now[place], self._coding(place)
+        if coding is None:
             return
-        module = self.form.value(affine, self.readable[place])
+        module = self.form.value(coding, self.readable[place])
         quantizer = self._call(f"{POINTS}.{self.readable[place]}", module, (node,), before=node.next)
         node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
 
@@ -355,17 +359,18 @@ def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) ->
     """Everything that the plan names is there, with the right shapes."""
     if plan.dynamic and plan.activations:
         raise PlanError(WHO, f"dynamic with {len(plan.activations)} fixed activations", "none", "activations")
-    for name, affine in plan.weights.items():
+    for name, coding in plan.weights.items():
         if name not in points.layers.values():
             raise PlanError(WHO, f"weight {name!r}", closest(name, points.layers.values()), "weights")
-        channels = 1 if affine.axis is None else parameters[name].shape[affine.axis]
-        groups = 1 if affine.group is None else ceil(parameters[name][0].numel() / affine.group)
-        if affine.scale.numel() != channels * groups:
-            raise PlanError(WHO, f"{affine.scale.numel()} scales", f"{channels * groups}", f"weights {name}")
-        if affine.group is not None and (affine.axis != 0 or plan.activations or plan.dynamic):
-            found = "scales per group beside quantized activations" if affine.axis == 0 else f"axis {affine.axis}"
+        group = None if isinstance(coding, Float8) else coding.group
+        channels = 1 if coding.axis is None else parameters[name].shape[coding.axis]
+        groups = 1 if group is None else ceil(parameters[name][0].numel() / group)
+        if coding.scale.numel() != channels * groups:
+            raise PlanError(WHO, f"{coding.scale.numel()} scales", f"{channels * groups}", f"weights {name}")
+        if group is not None and (coding.axis != 0 or plan.activations or plan.dynamic):
+            found = "scales per group beside quantized activations" if coding.axis == 0 else f"axis {coding.axis}"
             raise PlanError(WHO, found, "groups of weights alone, along axis 0", f"weights {name}")
-        if affine.zero_point.any() and not plan.weights_only:
+        if isinstance(coding, Affine) and coding.zero_point.any() and not plan.weights_only:
             found = "zero points of a weight beside quantized activations"
             raise PlanError(WHO, found, "a symmetric weight, or weights alone", f"weights {name}")
     for name in plan.activations:

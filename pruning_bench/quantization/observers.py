@@ -26,6 +26,9 @@ class Observer(Protocol):
     def update(self, x: Tensor, who: str = ..., where: str | None = None) -> Observer:
         """With what a batch shows; raises `ModelError` for an empty batch and for values that are not finite."""
 
+    def ends(self, who: str = ...) -> Range:
+        """The lowest and the highest value of what was seen; raises `ModelError` when nothing was."""
+
     def affine(self, bits: int, *, symmetric: bool, who: str = ...) -> Affine:
         """The affine for what was seen; raises `ModelError` when nothing was."""
 
@@ -97,11 +100,15 @@ class MinMax:
             return MinMax(lowest, highest, self.axis)
         return MinMax(torch.minimum(self.lowest, lowest), torch.maximum(self.highest, highest), self.axis)
 
-    def affine(self, bits: int, *, symmetric: bool, who: str = "minmax") -> Affine:
-        """The affine that spans what was seen; raises `ModelError` when nothing was."""
+    def ends(self, who: str = "minmax") -> Range:
+        """The range by now; raises `ModelError` when nothing was seen."""
         if self.lowest is None or self.highest is None:
             raise ModelError(who, "no calibration batches", "at least one")
-        return choose_affine(self.lowest, self.highest, bits, symmetric=symmetric, axis=self.axis, who=who)
+        return self.lowest, self.highest
+
+    def affine(self, bits: int, *, symmetric: bool, who: str = "minmax") -> Affine:
+        """The affine that spans what was seen; raises `ModelError` when nothing was."""
+        return choose_affine(*self.ends(who), bits, symmetric=symmetric, axis=self.axis, who=who)
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ class MovingAverage(MinMax):
         assert new.highest is not None
         if self.lowest is None or self.highest is None:
             return replace(self, lowest=new.lowest, highest=new.highest)
-        lowest, highest = (
-            torch.lerp(self.lowest, new.lowest, AVERAGING),
-            torch.lerp(self.highest, new.highest, AVERAGING),
+        lowest, highest = (  # the difference of two float32 numbers may be none
+            torch.lerp(old.double(), end.double(), AVERAGING).to(end.dtype)
+            for old, end in ((self.lowest, new.lowest), (self.highest, new.highest))
         )
         return replace(self, lowest=lowest, highest=highest)
 
@@ -138,12 +145,20 @@ class Clipping:
         new = Histogram.of(x)
         return replace(self, seen=self.seen.merged(new) if self.seen else new)
 
+    def ends(self, who: str = "clipping") -> Range:
+        """The whole range, outliers too."""
+        seen = self._histogram(who)
+        return seen.lowest, seen.highest
+
     def affine(self, bits: int, *, symmetric: bool, who: str = "clipping") -> Affine:
         """The affine of the range that the rule finds best for these bits."""
+        choose = functools.partial(choose_affine, bits=bits, symmetric=symmetric, who=who)
+        return choose(*self.rule(self._histogram(who), choose))
+
+    def _histogram(self, who: str) -> Histogram:
         if self.seen is None:
             raise ModelError(who, "no calibration batches", "at least one")
-        choose = functools.partial(choose_affine, bits=bits, symmetric=symmetric, who=who)
-        return choose(*self.rule(self.seen, choose))
+        return self.seen
 
 
 OBSERVERS: Mapping[ObserverName, Observer] = {

@@ -28,6 +28,7 @@ from pruning_bench.runtimes.contract import (
     clock_of,
     reason_without_device,
     refuse_dynamic,
+    refuse_float8,
     runtime,
     torch_threads,
 )
@@ -64,12 +65,14 @@ class Compiled:
         """Compiles the model for the shapes of the example inputs.
 
         Raises:
-            UnavailableError: no such device, no compiler; for int8: no torchao, or not on the CPU.
+            UnavailableError: no such device, no compiler, inputs quantized at run time, 8-bit floats; for int8: no
+                torchao, or not on the CPU.
             ModelError, PlanError: the model cannot be exported or compiled.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
         refuse_dynamic(self.name, compressed)
+        refuse_float8(self.name, compressed)
         graph = _graph(compressed, example_inputs, device)
         inputs = tuple(value.to(device) for value in example_inputs)
         call, kernels = self._compiled(graph, inputs, compressed, threads)

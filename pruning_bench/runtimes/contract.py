@@ -111,6 +111,13 @@ def refuse_dynamic(who: str, compressed: Compressed) -> None:
         raise UnavailableError(who, "no lowering of inputs quantized at run time", "static, or the runtime onnxruntime")
 
 
+def refuse_float8(who: str, compressed: Compressed) -> None:
+    """Raises `UnavailableError` for a plan that computes in 8-bit floats, where a runtime has no kernels for them."""
+    if compressed.quant_plan is not None and compressed.quant_plan.computes_in_float8:
+        expected = "w8 for weights alone, integers (static), or the runtime eager, which simulates them"
+        raise UnavailableError(who, "no kernels for 8-bit floats", expected)
+
+
 def runtime(cls: C) -> C:
     """Registers a runtime (an instance of the class) under its `name`."""
     RUNTIMES.add(cls.name, cls())  # type: ignore[attr-defined]

@@ -62,7 +62,7 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
         saturating: see `lower.to_qdq`.
     Raises:
         ModelError: the model cannot be exported.
-        PlanError: the plan does not fit the model, or has activations of other than 8 bits.
+        PlanError: the plan does not fit the model, or has activations that are not integers of 8 bits.
     """
     plan = compressed.quant_plan if compressed.quant_plan and compressed.quant_plan.dtype is None else QuantPlan({})
     lowered = to_qdq(plan, compressed.float_model, example_inputs, saturating=saturating)

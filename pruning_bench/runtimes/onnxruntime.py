@@ -24,7 +24,7 @@ from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.blocked import BLOCK
 from pruning_bench.quantization.lower import INTEGER, Rule
 from pruning_bench.quantization.qdq import OPSET
-from pruning_bench.runtimes.contract import Kernel, Session, runtime
+from pruning_bench.runtimes.contract import Kernel, Session, refuse_float8, runtime
 from pruning_bench.runtimes.kernels import list_kernels
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class OnnxRuntime:
         """Exports and loads the model.
 
         Raises:
-            UnavailableError: not installed, another device than the CPU, or a cast to another floating-point type.
+            UnavailableError: not installed, another device than the CPU, or floating-point types other than float32.
             ModelError, PlanError: see `onnx_export.export_onnx`.
         """
         if reason := self.available(device):
@@ -72,6 +72,7 @@ class OnnxRuntime:
         if compressed.quant_plan is not None and compressed.quant_plan.dtype is not None:
             reason = f"its CPU provider computes in float32 alone, not in {compressed.quant_plan.dtype}"
             raise UnavailableError(self.name, reason, "a cast on the runtimes eager, compiled or openvino")
+        refuse_float8(self.name, compressed)
         from pruning_bench.runtimes.onnx_export import exported
 
         return session_from(exported(compressed, example_inputs, saturating=sums_saturate()), threads)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.lower import Rule
-from pruning_bench.runtimes.contract import Kernel, Session, refuse_dynamic, runtime
+from pruning_bench.runtimes.contract import Kernel, Session, refuse_dynamic, refuse_float8, runtime
 from pruning_bench.runtimes.kernels import layer_of, multiplies
 
 if TYPE_CHECKING:
@@ -63,12 +63,14 @@ class OpenVino:
         """Exports and compiles the model for the shapes of the example inputs; for others when they first come.
 
         Raises:
-            UnavailableError: not installed, another device than the CPU, or a cast that this CPU has no kernels for.
+            UnavailableError: not installed, another device than the CPU, inputs quantized at run time, 8-bit floats, or
+                a cast that this CPU has no kernels for.
             ModelError, PlanError: see `onnx_export.export_onnx`.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
         refuse_dynamic(self.name, compressed)
+        refuse_float8(self.name, compressed)
         dtype = compressed.quant_plan.dtype if compressed.quant_plan else None
         if dtype is not None and CAPABILITIES[dtype] not in capabilities():
             found = f"this CPU computes in {', '.join(sorted(capabilities()))}, not in {dtype}"

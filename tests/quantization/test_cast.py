@@ -96,7 +96,7 @@ def test_a_card_with_a_foreign_type_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value), f"{caught.value}"
 
 
-@pytest.mark.parametrize("level", [None, "w8a8", "fp32", 0.5])
+@pytest.mark.parametrize("level", [None, "w8a8", "fp32", "fp8", 0.5])
 def test_other_levels_are_refused(level: object) -> None:
     with pytest.raises(LevelError, match="should be bf16 or fp16"):
         Cast().plan(ExampleNet(), level, checks.example(Cast())[2])

@@ -14,7 +14,7 @@ from pruning_bench.conformance import quantization_checks as checks
 from pruning_bench.conformance.quantization_sweeps import sqnr_db
 from pruning_bench.errors import ModelError
 from pruning_bench.quantization import clipping
-from pruning_bench.quantization.affine import choose_affine, fake_quantize
+from pruning_bench.quantization.affine import LARGEST_VALUE, choose_affine, fake_quantize
 from pruning_bench.quantization.clipping import clip_weight
 from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.histogram import MOST_BINS, Histogram
@@ -106,6 +106,26 @@ def test_every_observer_refuses_bad_batches(name: Any, batch: list[float], messa
         OBSERVERS[name].update(torch.tensor(batch))
     with pytest.raises(ModelError, match="no calibration batches"):
         OBSERVERS[name].affine(8, symmetric=False)
+    with pytest.raises(ModelError, match="no calibration batches"):
+        OBSERVERS[name].ends()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(batches=STREAMS)
+@settings(max_examples=15, deadline=None)
+def test_the_ends_are_those_of_all_batches_or_their_average(name: Any, batches: list[list[float]]) -> None:
+    values = [torch.tensor(batch).clamp(-LARGEST_VALUE, LARGEST_VALUE) for batch in batches]  # histograms saturate
+    least, most = (float(end.clamp(-LARGEST_VALUE, LARGEST_VALUE)) for end in fed(OBSERVERS[name], batches).ends())
+    lows, highs = ([float(end(batch)) for batch in values] for end in (torch.amin, torch.amax))
+    if name != "moving_average":
+        assert (least, most) == (min(lows), max(highs)), f"{name}: {least}..{most} of {batches}"
+    assert min(lows) <= least <= max(lows), f"{name}: the lowest is {least} of {lows}"
+    assert min(highs) <= most <= max(highs), f"{name}: the highest is {most} of {highs}"
+
+
+def test_a_moving_average_of_huge_values_is_finite() -> None:
+    least, most = map(float, fed(MovingAverage(), [[-3e38], [3e38]]).ends())
+    assert least == most == pytest.approx(-2.4e38, rel=1e-6), f"{least}..{most}"
 
 
 def test_a_moving_average_moves_by_a_tenth() -> None:

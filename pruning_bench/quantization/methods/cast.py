@@ -43,7 +43,8 @@ class Cast:
         level = as_level(level)
         if not isinstance(level, DType) or level.name not in FLOATS:
             found = "no level" if level is None else f"level {level}"
-            raise LevelError(self.name, found, " or ".join(FLOATS))
+            instead = "; 8 bits are fp8:w8a8" if level == DType("fp8") else ""
+            raise LevelError(self.name, found, " or ".join(FLOATS) + instead)
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if value.is_floating_point() and not value.to(FLOATS[level.name]).isfinite().all():
                 largest = float(value.detach().abs().max())
