@@ -8,10 +8,10 @@ import torch
 from pruning_bench.cases import Case, reference_pairs
 from pruning_bench.discover import discover
 from pruning_bench.errors import UnavailableError
+from pruning_bench.measuring import kernel_detail
 from pruning_bench.metrics.accuracy import agreement, top1
 from pruning_bench.models.checkpoints import SHIPPED
 from pruning_bench.registry import DATASETS, RUNTIMES
-from pruning_bench.runtimes.kernels import float_fallbacks
 from pruning_bench.workbench import Workbench
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,9 @@ def test_int8_is_what_its_simulation_says(model: str, dataset: str, runtime: str
     assert same >= LEAST_AGREEMENT.get(model, 0.999), f"{same:.2%} of the predictions agree with the simulation"
     off, dense_off = 1 - same, 1 - agreement(dense, simulated)
     assert off <= dense_off / 4, f"{off:.2%} of the predictions differ from the simulation, dense {dense_off:.2%}"
-    assert not float_fallbacks(bench().session(case).kernels)
+    detail = kernel_detail(bench().session(case).kernels, bench().compressed(case).quant_plan)
+    assert detail["quantized_layers"] > 0, "no layer was quantized"
+    assert not detail["float_fallbacks"], f"{detail['float_fallbacks']} ran in float: {detail['kernels']}"
     lost = top1(dense, labels) - top1(made, labels)
     assert lost <= MOST_LOST, f"int8 loses {lost:.2%} of the images, should be at most {MOST_LOST:.1%}"
 

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -91,6 +91,7 @@ class Models:
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else CPUs with VNNI round inputs of layers whose weights are codes
         }
         self._made: dict[tuple[torch.Size, ...], Any] = {}
         self._lock = threading.Lock()
@@ -123,23 +124,36 @@ def capabilities() -> frozenset[str]:
 def list_kernels(compiled: Any) -> tuple[Kernel, ...]:
     """The nodes of the graph that a compiled model executes, in order, with the element type they compute in.
 
-    A fused node goes by the layer of its convolution or product, if it has one.
+    A fused node stands once for each convolution, linear layer or other product in it.
     """
     nodes = [{key: str(value.value) for key, value in node.get_rt_info().items()} for node in _nodes(compiled)]
     nodes.sort(key=lambda node: int(node.get("execOrder", 0)))
-    return tuple(_kernel(node) for node in nodes if node.get("layerType") not in ("Input", "Output", "Const"))
+    run = (node for node in nodes if node.get("layerType") not in ("Input", "Output", "Const"))
+    return tuple(kernel for node in run for kernel in kernels_of(node))
 
 
 def _nodes(compiled: Any) -> list[Any]:
     return list(compiled.get_runtime_model().get_ordered_ops())
 
 
-def _kernel(node: dict[str, str]) -> Kernel:
-    originals = [name for name in node.get("originalLayersNames", "").split(",") if name]
-    named = sorted(originals, key=lambda name: not multiplies(name.split("|")[1] if "|" in name else ""))
-    precision = node.get("runtimePrecision", "?").lower()
-    layer = layer_of(named[0]) if named else ""
-    return Kernel(layer, node.get("layerType", "?"), _PRECISIONS.get(precision, precision))
+def kernels_of(node: Mapping[str, str]) -> tuple[Kernel, ...]:
+    """What one node of the executed graph runs, by what the runtime tells of it.
+
+    Example:
+        >>> names = "hidden|Gemm|34/WithoutBiases,hidden|Gemm|34,relu|Relu|36,classifier|Gemm|40"
+        >>> [str(k.layer) for k in kernels_of({"layerType": "Subgraph", "originalLayersNames": names})]
+        ['hidden', 'classifier']
+    """
+    kind, precision = node.get("layerType", "?"), node.get("runtimePrecision", "?").lower()
+    dtype = _PRECISIONS.get(precision, precision)
+    names = [name for name in node.get("originalLayersNames", "").split(",") if name]
+    operators = [(layer_of(name), name.split("|")[1]) for name in names if name.count("|") > 1]
+    products = {layer: operator for layer, operator in operators if multiplies(operator)}
+    if not products:
+        return (Kernel(layer_of(names[0]) if names else "", kind, dtype),)
+    return tuple(
+        Kernel(layer, kind if multiplies(kind) else f"{kind} {operator}", dtype) for layer, operator in products.items()
+    )
 
 
 def _runner(models: Models) -> Callable[..., Tensor]:

@@ -14,8 +14,8 @@ from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.runtimes import openvino
 from pruning_bench.runtimes.contract import Session
-from pruning_bench.runtimes.kernels import float_fallbacks
-from pruning_bench.runtimes.openvino import OpenVino
+from pruning_bench.runtimes.kernels import float_fallbacks, multiplies
+from pruning_bench.runtimes.openvino import OpenVino, kernels_of
 
 SAME = 1e-5
 LAYERS = {"conv1", "conv2", "conv3", "hidden", "classifier"}
@@ -93,6 +93,26 @@ def test_every_layer_runs_in_int8(quantized: Session) -> None:
     assert float_fallbacks(quantized.kernels) == (), f"{float_fallbacks(quantized.kernels)}"
     ran = {kernel.layer for kernel in quantized.kernels if kernel.dtype == "int8"}
     assert ran >= LAYERS, f"no integer kernel for {sorted(LAYERS - ran)}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "precision", "expected"),
+    [
+        ("Convolution", "conv1|Conv|4/WithoutBiases,Multiply_5,conv1|Conv|4,relu|Relu|6", "u8", {"conv1": "int8"}),
+        ("Subgraph", "a|Gemm|34/WithoutBiases,a|Gemm|34,relu|Relu|36,b|Gemm|40", "u8", {"a": "int8", "b": "int8"}),
+        ("Subgraph", "a|MatMul|1,b|MatMul|2", "f32", {"a": "float32", "b": "float32"}),
+        ("Reorder", "", "f32", {}),
+        ("Pooling", "halve|MaxPool|17", "u8", {}),
+    ],
+)
+def test_every_product_of_a_fused_node_is_listed(
+    kind: str, names: str, precision: str, expected: dict[str, str]
+) -> None:
+    node = {"layerType": kind, "originalLayersNames": names, "runtimePrecision": precision.upper()}
+    found = {k.layer: k.dtype for k in kernels_of(node) if multiplies(k.operator)}
+    assert found == expected, f"{found}, should be {expected}"
+    fallbacks = [layer for layer, dtype in expected.items() if dtype != "int8"]
+    assert [text.split(" ")[0] for text in float_fallbacks(kernels_of(node))] == fallbacks
 
 
 @here
