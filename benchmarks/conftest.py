@@ -4,6 +4,8 @@ import pytest
 
 from pruning_bench.pytest_plugin import use_suite_storage
 
+collect_ignore = ["studies"]  # scripts without tests, which find each other only when they are run as such
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:

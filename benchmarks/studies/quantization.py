@@ -1,0 +1,157 @@
+"""What quantization costs in accuracy, measured anew: the tables of docs/methods.md.
+
+    python benchmarks/studies/quantization.py w8a8 [MODEL ...]        # 8 bits of weights and activations
+    python benchmarks/studies/quantization.py bits [MODEL ...]        # 3 and 4 bits of weights, three methods
+    python benchmarks/studies/quantization.py qat [MODEL ...]         # 4 bits of both, trained
+    python benchmarks/studies/quantization.py combined [MODEL ...]    # pruned, fine-tuned, quantized
+
+`--data DIR` trains and calibrates on the full data, `--keep FILE` keeps what is measured, so that an interrupted study
+goes on, and `--into docs/methods.md` puts the table there. Accuracies are top-1 of the simulation in eager on the
+selection images; changes are against the dense model, in percentage points (pp).
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from lab import Lab, Scored, changes, over_images, shown
+from study import Study, points, pp, run, yes
+from torch import Tensor, nn
+
+from pruning_bench.contracts import Context
+from pruning_bench.engine import Compressed
+from pruning_bench.quantization.affine import fake_quantize
+from pruning_bench.quantization.lower import write_values
+from pruning_bench.quantization.plans import prepare
+from pruning_bench.reporting.text import percent
+from pruning_bench.sensitivity import sqnr
+
+CONVOLUTIONAL = ("lenet5", "image_classifier", "resnet20", "mobilenet_v2")
+SMOOTHED = ("vit_tiny",)
+BITS = (3, 4)
+SMALLER = 12
+
+
+def w8a8(lab: Lab, model: str) -> Iterator[list[str]]:
+    """One row for each recipe."""
+    dense = lab.score(model, "dense")
+    for recipe in ("static:w8a8", *(["smoothquant:w8a8"] if model in SMOOTHED else [])):
+        made = lab.scores(model, recipe)
+        mean, _ = changes(made, dense)
+        change = points(over_images(made, [dense] * len(made)))
+        yield [model, f"`{recipe}`", percent(dense.top1, 2), change, yes(mean >= -0.003)]
+
+
+def bits(lab: Lab, model: str) -> Iterator[list[str]]:
+    """Three rows for each number of bits."""
+    dense = lab.score(model, "dense")
+    for width in BITS:
+        nearest = lab.scores(model, f"rtn:w{width}", layer_sqnr)
+        yield [model, f"`rtn:w{width}`", pp(changes(nearest, dense)[0]), "-", "-", "-"]
+        for name in ("gptq", "adaround"):
+            made = lab.scores(model, f"{name}:w{width}", layer_sqnr)
+            gain, (better, layers) = over_images(made, nearest), quieter(made, nearest)
+            verdict = shown(gain) if width < 4 else yes(better == layers)
+            mean, _ = changes(made, dense)
+            yield [model, f"`{name}:w{width}`", pp(mean), points(gain), f"{better} of {layers}", verdict]
+
+
+def layer_sqnr(made: Compressed, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """dB of the output of every layer whose weight is rounded, each with the inputs that it has in the float model.
+
+    Where a ReLU alone reads a layer, its output is what the ReLU gives.
+
+    Args:
+        inputs: of the model, best not those that it was calibrated with.
+    """
+    plan = made.quant_plan
+    assert plan is not None, f"{made.recipe} does not quantize"
+    prepared = prepare(made.float_model, Context(made.example_inputs, torch.Generator()), "layer_sqnr")
+    exact, rounded = prepared.folded, copy.deepcopy(prepared.folded)
+    values = {**prepared.weights, **plan.writes}
+    write_values(rounded, {**plan.writes, **{n: fake_quantize(values[n], grid) for n, grid in plan.weights.items()}})
+    layers, before_relu = prepared.points.layers, set(prepared.points.producers.values())
+    clamped = {weight for node, weight in layers.items() if node in before_relu}
+    found: dict[str, float] = {}
+
+    def compare(name: str, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        other = rounded.get_submodule(name)(*given)
+        both = (x.relu() if f"{name}.weight" in clamped else x for x in (output, other))
+        found[name] = sqnr(*both)
+
+    for name, layer in exact.named_modules():
+        if f"{name}.weight" in plan.weights:
+            layer.register_forward_hook(partial(compare, name))
+    with torch.inference_mode():
+        exact(*inputs)
+    return found
+
+
+def quieter(ours: Sequence[Scored], theirs: Sequence[Scored]) -> tuple[int, int]:
+    """In how many layers the mean SQNR over the seeds is higher, and of how many."""
+    a, b = ({name: sum(one.also[name] for one in side) for name in side[0].also} for side in (ours, theirs))
+    return sum(a[name] > b[name] for name in b), len(b)
+
+
+def qat(lab: Lab, model: str) -> Iterator[list[str]]:
+    """One row."""
+    recipe = f"qat:w4a4,epochs={lab.epochs}{lab.options}"
+    dense, made = lab.score(model, "dense"), lab.scores(model, recipe)
+    mean, worst = changes(made, dense)
+    yield [model, f"`{recipe}`", percent(dense.top1, 2), pp(mean), pp(worst), yes(mean >= -0.015)]
+
+
+def combined(lab: Lab, model: str) -> Iterator[list[str]]:
+    """One row."""
+    recipe = f"l1_filter:0.5+{lab.finetune()}+static:w8a8"
+    dense, made = lab.score(model, "dense"), lab.scores(model, recipe)
+    mean, worst = changes(made, dense)
+    smaller = min(dense.size / one.size for one in made)
+    left, holds = percent(made[0].macs / dense.macs), mean >= -0.01 and smaller >= SMALLER
+    yield [model, f"`{recipe}`", left, percent(dense.top1, 2), pp(mean), pp(worst), f"{smaller:.1f} times", yes(holds)]
+
+
+STUDIES: Mapping[str, Study] = {
+    "w8a8": Study(
+        "8 bits of weights and activations, not trained: the change of top-1, with its 95 % interval over the images "
+        "(of the mean over the seeds, which draw the calibration images), should be at least -0.3 pp.",
+        ("model", "recipe", "fp32 top-1", "change", "at least -0.3 pp"),
+        w8a8,
+        (*CONVOLUTIONAL, *SMOOTHED),
+    ),
+    "bits": Study(
+        "Weights rounded by GPTQ and AdaRound against round-to-nearest, on the same grids: at 3 bits the gain in "
+        "top-1, with its 95 % interval over the images, should be above zero; at 4 bits the output of every layer "
+        "should have the higher SQNR, behind its ReLU where it has one, with its float inputs of images that did not "
+        "calibrate.",
+        ("model", "recipe", "change", "gain", "layers above `rtn`", "holds"),
+        bits,
+        CONVOLUTIONAL,
+    ),
+    "qat": Study(
+        "4 bits of weights and activations with learned step sizes (LSQ; 8 bits at both ends): the mean change of "
+        "top-1 over the seeds should be at least -1.5 pp.",
+        ("model", "recipe", "fp32 top-1", "mean change", "worst", "at least -1.5 pp"),
+        qat,
+        ("resnet20",),
+        epochs=5,
+        seeds=3,
+    ),
+    "combined": Study(
+        "Half of the channels removed, fine-tuned, then 8 bits: the mean change of top-1 over the seeds should be at "
+        "least -1 pp, and the file that `pruning-bench compress -o` writes at least 12 times smaller than dense.",
+        ("model", "recipe", "MACs left", "dense top-1", "mean change", "worst", "file smaller", "holds"),
+        combined,
+        ("image_classifier", "resnet20"),
+        epochs=5,
+        seeds=3,
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(run("quantization", __doc__, STUDIES))
