@@ -22,6 +22,7 @@ from pruning_bench.errors import PruningBenchError, RecordError
 from pruning_bench.judging.statistics import Estimate, paired_mean
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.plans import choose_weight
+from pruning_bench.reporting.insertion import with_section
 from pruning_bench.sensitivity import sqnr
 from pruning_bench.workbench import compress_with
 
@@ -244,36 +245,9 @@ def test_changes_are_the_mean_and_the_worst() -> None:
 # The page
 
 
-PAGE = "# Title\n\n<!-- a b: begin -->\n\nold\n\n<!-- a b: end -->\n\ntext\n\n<!-- a c: begin --><!-- a c: end -->\n"
-
-
-def test_a_section_is_replaced_and_nothing_else() -> None:
-    once = study.with_section(PAGE, "a b", "new")
-    assert once == PAGE.replace("old", "new"), once
-    assert study.with_section(once, "a b", "new") == once
-    assert study.with_section(once, "a c", "more").replace("\n\nmore\n\n", "") == once
-
-
-@pytest.mark.parametrize(
-    "page",
-    {
-        "none": "# Title\n",
-        "another": PAGE.replace("a b", "a d"),
-        "no end": PAGE.replace("<!-- a b: end -->", ""),
-        "no begin": PAGE.replace("<!-- a b: begin -->", ""),
-        "the end first": "<!-- a b: end --> <!-- a b: begin -->",
-        "twice": PAGE + PAGE,
-        "another one inside": PAGE.replace("old", "<!-- a c: begin -->"),
-    }.values(),
-)
-def test_a_page_without_whole_marks_is_refused(page: str) -> None:
-    with pytest.raises(RecordError, match=r"no such section, .* \[page\.md\]"):
-        study.with_section(page, "a b", "new", "page.md")
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_the_page_has_a_section_for_every_study(name: str) -> None:
-    study.with_section((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), name, "")
+    with_section((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), "", name)
 
 
 # The command
@@ -290,11 +264,14 @@ def one_row(here: Any, model: str) -> Iterator[list[str]]:
 
 def test_a_table_is_printed_and_put_into_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
-    page.write_text("head\n<!-- a half: begin -->\nold\n<!-- a half: end -->\ntail\n")
+    page.write_text("head\n<!-- pruning-bench: begin a half -->\nold\n<!-- pruning-bench: end a half -->\ntail\n")
     words = ["half", "--epochs", "2", "--seeds", "2", "--tune", "lr=0.1", "--limit", "9", "--into", str(page)]
     assert study.run("a", "What.", fake(one_row), words) == 0
     printed = capsys.readouterr().out.strip()
-    assert page.read_text() == f"head\n<!-- a half: begin -->\n\n{printed}\n\n<!-- a half: end -->\ntail\n"
+    assert (
+        page.read_text()
+        == f"head\n<!-- pruning-bench: begin a half -->\n\n{printed}\n\n<!-- pruning-bench: end a half -->\ntail\n"
+    )
     rows = [" ".join(line.split()) for line in printed.splitlines() if line.startswith("| ")]
     assert rows[1] == "| lenet5 | 2 (0, 1) finetune:2,lr=0.1 9 |", f"{rows}"
     assert len(rows) == 3, f"{rows}"

@@ -16,9 +16,9 @@ from torch import nn
 
 from pruning_bench.datasets.contract import load_dataset
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError, RecordError, one_line
+from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.judging.statistics import Estimate
-from pruning_bench.records import write_atomically
+from pruning_bench.reporting.insertion import put_between_marks, with_section
 from pruning_bench.runtimes.contract import torch_threads
 from pruning_bench.sources import UnknownSourceError, package_digest
 
@@ -70,17 +70,6 @@ class Study:
     notes: Callable[[], str] = lambda: ""
 
 
-def with_section(text: str, name: str, body: str, where: str = "") -> str:
-    """`text` with `body` between the two marks of `name`; raises `RecordError` without them, or with others between."""
-    begin, end = (f"<!-- {name}: {mark} -->" for mark in ("begin", "end"))
-    head, _, rest = text.partition(begin)
-    section, _, tail = rest.partition(end)
-    inside = any(f": {mark} -->" in section for mark in ("begin", "end"))
-    if text.count(begin) != 1 or text.count(end) != 1 or end not in rest or inside:
-        raise RecordError("study", "no such section", f"{begin} and, behind it, {end}", where)
-    return f"{head}{begin}\n\n{body}\n\n{end}{tail}"
-
-
 def section(script: str, chosen: argparse.Namespace, study: Study, lab: Lab, rows: Sequence[Sequence[str]]) -> str:
     """What is asked, the table, and how to measure it again."""
     align = ["left" if heading in WORDS else "right" for heading in study.header]
@@ -127,15 +116,14 @@ def _measure(script: str, chosen: argparse.Namespace, study: Study) -> str:
     discover()
     name = f"{script} {chosen.study}"
     if chosen.into is not None:
-        with_section(chosen.into.read_text(encoding="utf-8"), name, "", str(chosen.into))
+        with_section(chosen.into.read_text(encoding="utf-8"), "", name, str(chosen.into))
     lab = _lab(chosen, study)
     for model in chosen.models:  # a name that is wrong is to be found now, not after the models before it
         lab.dense(model)
     rows = [row for model in chosen.models for row in study.rows(lab, model)]
     body = section(script, chosen, study, lab, rows)
     if chosen.into is not None:
-        text = chosen.into.read_text(encoding="utf-8")  # again: another study may have been put there meanwhile
-        write_atomically(chosen.into, with_section(text, name, body, str(chosen.into)))
+        put_between_marks(chosen.into, body, name)  # read again: another study may have been put there meanwhile
     return body
 
 

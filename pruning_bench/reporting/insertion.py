@@ -7,6 +7,8 @@ from pathlib import Path
 from pruning_bench.errors import RecordError
 from pruning_bench.records import write_atomically
 
+_SIGN = "<!-- pruning-bench: "
+
 
 def marks(name: str = "") -> tuple[str, str]:
     """The lines between which a command writes; a file with several such places names them.
@@ -16,21 +18,27 @@ def marks(name: str = "") -> tuple[str, str]:
         ('<!-- pruning-bench: begin torch -->', '<!-- pruning-bench: end torch -->')
     """
     suffix = f" {name}" if name else ""
-    return f"<!-- pruning-bench: begin{suffix} -->", f"<!-- pruning-bench: end{suffix} -->"
+    return f"{_SIGN}begin{suffix} -->", f"{_SIGN}end{suffix} -->"
+
+
+def with_section(text: str, body: str, name: str = "", where: str = "") -> str:
+    """`text` with `body` in the place of what stands between the marks of that name.
+
+    Args:
+        where: the file, for an error.
+    Raises:
+        RecordError: not each mark once, the first before the second, with no other mark between them.
+    """
+    begin, end = marks(name)
+    head, _, rest = text.partition(begin)
+    section, _, tail = rest.partition(end)
+    whole = text.count(begin) == text.count(end) == 1 and end in rest
+    if not whole or any(sign in section for sign in (_SIGN + "begin", _SIGN + "end")):
+        raise RecordError("report", "no such section", f"{begin} and, behind it, {end}, once each", where)
+    return f"{head}{begin}\n\n{body.strip()}\n\n{end}{tail}"
 
 
 def put_between_marks(path: Path, body: str, name: str = "") -> None:
-    """Replaces what stands between the marks of that name.
-
-    Raises:
-        RecordError: a file that is missing, or that has not each mark once, the first before the second; it stays as
-            it is.
-    """
-    begin, end = marks(name)
+    """Does so in a file; raises `RecordError` as `with_section`, also where there is none, and leaves it alone then."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        found = "no file" if not path.is_file() else f"{text.count(begin)} and {text.count(end)} marks"
-        raise RecordError("report", found, f"{begin} and then {end}, once each", str(path))
-    head, rest = text.split(begin)
-    _, tail = rest.split(end)
-    write_atomically(path, f"{head}{begin}\n\n{body.strip()}\n\n{end}{tail}")
+    write_atomically(path, with_section(text, body, name, str(path)))

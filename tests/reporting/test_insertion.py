@@ -52,16 +52,26 @@ def test_mutants_that_lose_a_neighbour_are_seen(mutant: Put, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", BEGIN, END, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END, OTHER_BEGIN + OTHER_END]
+    "text",
+    [
+        "",
+        BEGIN,
+        END,
+        END + BEGIN,
+        BEGIN + BEGIN + END,
+        BEGIN + END + END,
+        OTHER_BEGIN + OTHER_END,
+        BEGIN + OTHER_BEGIN + END + OTHER_END,
+    ],
 )
 def test_without_its_marks_a_file_stays(text: str, tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text(text)
-    with pytest.raises(RecordError, match=r"marks, should be .* once each"):
+    with pytest.raises(RecordError, match=r"no such section, should be .* once each.*page\.md"):
         put_between_marks(path, "body")
     assert path.read_text() == text
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"no file.*page\.md"):
+    with pytest.raises(RecordError, match=r"no such section.*page\.md"):
         put_between_marks(tmp_path / "page.md", "body")
