@@ -27,7 +27,6 @@ from pruning_bench.judging.verdicts import (
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run, merge
 
 EXIT_PASS, EXIT_FAIL, EXIT_NOT_JUDGED, EXIT_INVALID = 0, 1, 2, 6
-PRIMARY = ("speed", "paired")  # the metrics that Holm's correction counts
 STATE = {"canary": "drift", "machine": "machine"}  # rule of an absolute time -> the argument of `judge` that it gives
 State: TypeAlias = "dict[str, float]"
 
@@ -72,7 +71,7 @@ class Report:
     @property
     def tested(self) -> int:
         """How many primary metrics were tested: the family of Holm's correction."""
-        return sum(v.rule in PRIMARY and v.p is not None for v in self.verdicts)
+        return sum(map(is_tested, self.verdicts))
 
     @property
     def new_times(self) -> int:
@@ -116,7 +115,7 @@ def confirm(report: Report, fresh: Iterable[Measurement], baseline: Baseline) ->
     """The report after times were measured again in fresh processes, and judged by the fresh samples alone.
 
     A suspect is whatever lies beyond its margin at first: that only costs time. One that the fresh samples prove to
-    be beyond, with the bound of the interval and after Holm's correction over the run, is REGRESSED; otherwise it
+    be beyond, with the bound of the interval and after Holm's correction, is REGRESSED; otherwise it
     becomes PASS or INCONCLUSIVE. An undecided time gets the verdict of the fresh samples, in which a hit is a
     first hit and so no more than a suspicion. What was not measured again stays as it is.
 
@@ -160,7 +159,7 @@ def _confirmed(first: Verdict, fresh: Measurement, line: BaselineLine, policy: P
     elif outcome is Outcome.IMPROVED:
         outcome = Outcome.INCONCLUSIVE
     note = "; ".join(filter(None, (note, second.note)))
-    return replace(second, outcome=outcome, suspect=False, note=note)
+    return replace(second, outcome=outcome, suspect=False, confirming=fresh.rule == "speed", note=note)
 
 
 def suspected(verdict: Verdict) -> Verdict:
@@ -171,18 +170,25 @@ def suspected(verdict: Verdict) -> Verdict:
     return finished(replace(verdict, outcome=Outcome.INCONCLUSIVE, note=note))
 
 
-def _corrected(verdicts: list[Verdict], policy: Policy) -> list[Verdict]:
-    """Holm over the primary metrics: a regression that does not survive it is INCONCLUSIVE.
+def is_tested(verdict: Verdict) -> bool:
+    """Whether a verdict counts in Holm's correction: whether it could be REGRESSED by its p-value at all.
 
-    A suspect's p-value counts as 1: it comes from samples that are not used to decide.
+    An accuracy counts once any example changed: without one, p is 1 whatever the truth (Tarone, A modified Bonferroni
+    method for discrete data, Biometrics 1990). A speed counts once a suspicion was measured again: its samples are
+    independent of those that chose it, so that what was not suspect is no part of the family.
     """
-    primary = [i for i, v in enumerate(verdicts) if v.rule in PRIMARY and v.p is not None]
-    adjusted = holm([1.0 if verdicts[i].suspect else verdicts[i].p or 0.0 for i in primary])
+    return verdict.confirming or (verdict.rule == "paired" and verdict.p is not None and verdict.p < 1)
+
+
+def _corrected(verdicts: list[Verdict], policy: Policy) -> list[Verdict]:
+    """Holm over what is tested: a regression that does not survive it is INCONCLUSIVE."""
+    family = [i for i, v in enumerate(verdicts) if is_tested(v) and v.p is not None]
+    adjusted = holm([verdicts[i].p or 0.0 for i in family])
     result = list(verdicts)
-    for i, p in zip(primary, adjusted, strict=True):
+    for i, p in zip(family, adjusted, strict=True):
         alpha = policy.accuracy_p if verdicts[i].rule == "paired" else policy.alpha
         if verdicts[i].outcome is Outcome.REGRESSED and p >= alpha:
-            note = f"p = {p:.2g} after Holm's correction over {len(primary)} metrics; {verdicts[i].note}"
+            note = f"p = {p:.2g} after Holm's correction over {len(family)} metrics; {verdicts[i].note}"
             result[i] = finished(replace(verdicts[i], outcome=Outcome.INCONCLUSIVE, note=note))
     return result
 

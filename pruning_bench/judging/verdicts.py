@@ -58,6 +58,7 @@ class Verdict:
         n: what the test counted: examples, seeds or processes.
         p: one-sided p-value of "not worse", of the primary metrics that were tested.
         suspect: a time beyond its margin, proved or not, that fresh processes have not yet looked at.
+        confirming: judged by samples of fresh processes alone, which an earlier suspicion asked for.
         fails: fails the run.
     """
 
@@ -77,6 +78,7 @@ class Verdict:
     p: float | None = None
     note: str = ""
     suspect: bool = False
+    confirming: bool = False
     fails: bool = False
 
     @property

@@ -48,7 +48,7 @@ def headline(report: Report) -> str:
 def false_alarms(report: Report) -> str:
     """What is known of how often unchanged code fails: the level of the test, and what was simulated of it."""
     level = text.percent(max(report.policy.alpha, report.policy.accuracy_p), 0)
-    line = f"{report.tested} accuracies and speeds tested together (Holm, level {level})"
+    line = f"{report.tested} changed accuracies and suspected speeds tested together (Holm, level {level})"
     if report.policy != Policy():
         return f"{line}; how often this policy fails unchanged code was not simulated"
     found = f"{SIMULATED.failed} of {SIMULATED.runs} simulated runs of {SIMULATED.cases} unchanged speeds failed"
@@ -59,7 +59,7 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     """The lines above the tables."""
     lines = [headline(report), f"run {run.id}, profile {run.profile}"]
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
-    if report.tested:
+    if any(v.rule in ("speed", "paired") and v.p is not None for v in report.verdicts):
         lines.append(false_alarms(report))
     if any(v.rule == "speed" for v in report.verdicts) and not any(v.rule == "control" for v in report.verdicts):
         lines.append("no control was measured: nothing shows that the machine was fit; a dense case brings them")

@@ -258,26 +258,43 @@ def check_fresh_controls_count(judge_run, confirm):
     assert again.exit_status == 6, f"{again.counts}"
 
 
+def _many(lost_first, lost_others, cases, profile="ci"):
+    """A run of accuracies: the first loses so many examples, each of the others so many."""
+    states = tuple(CaseStatus(c, "ran") for c in cases)
+    lost = [lost_first, *[lost_others] * (len(cases) - 1)]
+    tops = (
+        next(m for m in measured(c, lost=count) if m.metric == "top1") for c, count in zip(cases, lost, strict=True)
+    )
+    return Run("r", "t", profile, HERE, states, tuple(tops))
+
+
+MANY = [f"m-d/dense/r{i}" for i in range(60)]
+STRICT = Policy(accuracy_margin=1e-6)
+
+
 def check_holm(judge_run, confirm):
-    """One of very many accuracies at p = .002 is chance; the same alone is a regression."""
-    policy = Policy(accuracy_margin=1e-6)
-    many = [f"m-d/dense/r{i}" for i in range(60)]
-    states = tuple(CaseStatus(c, "ran") for c in many)
-    tops = {lost: next(m for m in measured("x", lost=lost) if m.metric == "top1") for lost in (0, 9, 40)}
+    """One of very many changed accuracies at p = .002 is chance; the same alone is a regression."""
+    baseline = accept(Baseline(), _many(0, 0, MANY), reason="first")
+    alone = judge_run(_many(9, 0, MANY[:1], profile="other"), baseline, STRICT)
+    expect(alone, 1, (MANY[0], "top1", "REGRESSED"))
+    open_ = [(case, "top1", "INCONCLUSIVE") for case in MANY]
+    among = judge_run(_many(9, 1, MANY), baseline, STRICT)
+    expect(among, 0, *open_)
+    notes = [v.note for v in among.verdicts if v.case_id == MANY[0]]
+    assert "Holm's correction over 60 metrics" in notes[0], notes
+    expect(judge_run(_many(40, 1, MANY), baseline, STRICT), 1, (MANY[0], "top1", "REGRESSED"), *open_[1:])
 
-    def run(lost, cases):
-        return Run("r", "t", "ci", HERE, states, tuple(
-            replace(tops[lost if i == 0 else 0], case_id=c) for i, c in enumerate(cases)
-        ))  # fmt: skip
 
-    baseline = accept(Baseline(), run(0, many), reason="first")
-    part = replace(run(9, many[:1]), cases=states[:1])
-    alone = judge_run(replace(part, profile="other"), baseline, policy)
-    expect(alone, 1, (many[0], "top1", "REGRESSED"))
-    among = judge_run(run(9, many), baseline, policy)
-    expect(among, 0, (many[0], "top1", "INCONCLUSIVE"))
-    assert "Holm's correction over 60 metrics" in among.verdicts[0].note, among.verdicts[0].note
-    expect(judge_run(run(40, many), baseline, policy), 1, (many[0], "top1", "REGRESSED"))
+def check_what_did_not_change_hides_nothing(judge_run, confirm):
+    """However many accuracies are the same and however many speeds nobody suspects, a loss is found as if alone."""
+    baseline = accept(Baseline(), _many(0, 0, MANY), reason="first")
+    report = judge_run(_many(9, 0, MANY), baseline, STRICT)
+    expect(report, 1, (MANY[0], "top1", "REGRESSED"))
+    assert report.tested == 1, f"{report.tested} tested"
+    assert judge_run(make_run(), BASELINE).tested == 0, "speeds that are no suspects count"
+    first = judge_run(make_run(changed(B, slow=0.2)), BASELINE)
+    assert first.tested == 0, "a suspicion counts before it is looked into"
+    assert confirm(first, measured(B, slow=0.2, processes=3), BASELINE).tested == 1, "a confirmed hit does not count"
 
 
 def check_seeds_are_judged_together(judge_run, confirm):
@@ -405,6 +422,7 @@ MUTANTS = {
         check_fresh_controls_count,
     ),
     "holm skipped": (_patched("holm", lambda ps: list(ps)), check_holm),
+    "everything is tested": (_patched("is_tested", lambda v: v.p is not None), check_what_did_not_change_hides_nothing),
     "everything corrected away": (_patched("holm", lambda ps: [1.0 for _ in ps]), check_holm),
     "each seed alone": (_patched("_trained_groups", lambda run, baseline: set()), check_seeds_are_judged_together),
 }  # fmt: skip

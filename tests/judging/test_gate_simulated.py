@@ -14,23 +14,26 @@ from pruning_bench.judging.policy import SIMULATED, Policy
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
 
 CASES = tuple(f"c{i:02d}" for i in range(SIMULATED.cases))
+MANY = tuple(f"c{i:04d}" for i in range(1200))
 SPREAD, WITHIN = SIMULATED.spread, SIMULATED.within
 POLICY = Policy()
 
 
-def _measured(generator, processes, shift):
-    samples = generator.normal(shift, math.hypot(SPREAD, WITHIN), (len(CASES), processes))
+def _measured(generator, processes, shift, cases=CASES):
+    """Log ratios of all cases; `shift` is that of all, or an array of one for each."""
+    shifts = np.broadcast_to(shift, len(cases))[:, None]
+    samples = generator.normal(shifts, math.hypot(SPREAD, WITHIN), (len(cases), processes))
     return tuple(
         Measurement(
             case, "relative_time", math.exp(row.mean()), "1", "lower", "speed",
             samples=tuple(row.tolist()), errors=(WITHIN,) * processes,
         )
-        for case, row in zip(CASES, samples, strict=True)
+        for case, row in zip(cases, samples, strict=True)
     )  # fmt: skip
 
 
 def _run(measurements):
-    cases = tuple(CaseStatus(case, "ran", metrics=("relative_time",)) for case in CASES)
+    cases = tuple(CaseStatus(m.case_id, "ran", metrics=("relative_time",)) for m in measurements)
     return Run("r", "t", "ci", Environment({"cpu": "A"}), cases, measurements)
 
 
@@ -96,3 +99,41 @@ def test_the_promised_slowdown_is_found():
     promised = sum(spread <= POLICY.promised_spread for spread in missed)
     assert promised / total < 0.002, f"{promised} misses of {total} where the stored spread is at most 1.5 %"
     assert set(counts) <= {"REGRESSED", "INCONCLUSIVE"}, f"a slow-down that passes: {counts}"
+
+
+def find_one_among_many(seed):
+    """Outcomes of one case that became slower among very many that did not, and whether its stored spread is small."""
+    generator = np.random.default_rng(seed)
+    shift = np.zeros(len(MANY))
+    shift[0] = math.log1p(POLICY.promised_slowdown)
+    baseline = accept(Baseline(), _run(_measured(generator, POLICY.min_processes, 0.0, MANY)), reason="first")
+    report = judge_run(_run(_measured(generator, 1, shift, MANY)), baseline)
+    hits = suspects(report)
+    fresh = [m for m in _measured(generator, POLICY.confirmation_processes, shift, MANY) if m.case_id in hits]
+    report = confirm(report, fresh, baseline)
+    (line,) = (line for line in next(iter(baseline.times.values())).lines.values() if line.case_id == MANY[0])
+    others = sum(v.outcome is Outcome.REGRESSED and v.case_id != MANY[0] for v in report.verdicts)
+    found = next(v.outcome for v in report.verdicts if v.case_id == MANY[0])
+    return found, line.spread <= POLICY.promised_spread, others
+
+
+def check_one_slowdown_among_many():
+    found = [find_one_among_many(seed) for seed in range(30)]
+    promised = [outcome for outcome, small, _ in found if small]
+    missed = sum(outcome is not Outcome.REGRESSED for outcome in promised)
+    assert len(promised) >= 12, f"{len(promised)} draws say something"
+    assert missed == 0, f"+15 % among {len(MANY)} cases is missed in {missed} of {len(promised)} runs"
+    false = sum(others for *_, others in found)
+    assert false == 0, f"{false} unchanged cases are called REGRESSED"
+
+
+def test_one_slowdown_among_many_unchanged_cases_is_found():
+    check_one_slowdown_among_many()
+
+
+def test_one_among_many_would_be_missed_if_everything_counted(monkeypatch):
+    from pruning_bench.judging import gate
+
+    monkeypatch.setattr(gate, "is_tested", lambda v: v.p is not None)
+    with pytest.raises(AssertionError, match="is missed in"):
+        check_one_slowdown_among_many()

@@ -374,8 +374,8 @@ def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
     report = judge_run(WHOLE, BASELINE)
     [line] = [line for line in preamble(WHOLE, report, ()) if "Holm" in line]
     assert line == (
-        "12 accuracies and speeds tested together (Holm, level 1 %); 0 of 200 simulated runs of 20 unchanged speeds "
-        "failed, with normal noise of 1.5 % between processes"
+        "0 changed accuracies and suspected speeds tested together (Holm, level 1 %); 0 of 200 simulated runs of 20 "
+        "unchanged speeds failed, with normal noise of 1.5 % between processes"
     ), line
     other = judge_run(WHOLE, BASELINE, Policy(speed_floor=0.01))
     [line] = [line for line in preamble(WHOLE, other, ()) if "Holm" in line]
