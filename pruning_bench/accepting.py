@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -10,12 +11,22 @@ from pathlib import Path
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import Scope, refuse_run
 from pruning_bench.judging.acceptance import accept as merged
-from pruning_bench.judging.baseline import ABSOLUTE, TIMED, differences, read_baseline, write_baseline
+from pruning_bench.judging.baseline import (
+    ABSOLUTE,
+    PORTABLE,
+    TIMED,
+    BaselineLine,
+    differences,
+    read_baseline,
+    write_baseline,
+)
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.controls import broken, reason_of
 from pruning_bench.judging.gate import runtime_of
 from pruning_bench.judging.history import find_run
 from pruning_bench.judging.policy import Policy
+from pruning_bench.judging.processes import Processes, process_difference
+from pruning_bench.judging.verdicts import speed_margin
 from pruning_bench.records import Measurement, Run, merge, read_run
 
 
@@ -44,13 +55,28 @@ def accept(
     folder = results / "baselines"
     before = read_baseline(folder)
     refuse_run(run, reason)
-    if scope == "all":
+    if scope == "all" and any(m.rule in PORTABLE for m in run.measurements):
         merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
     if scope != "portable":
         run = _with_process_samples(run, only, data, checkpoints)
-    written = write_baseline(merged(before, run, reason=reason, only=only, scope=scope), folder)
-    names = ", ".join(path.name for path in written)
-    return f"accepted {run.id} into {folder}: {names or 'nothing changed'}; review it with git diff"
+    after = merged(before, run, reason=reason, only=only, scope=scope)
+    names = ", ".join(path.name for path in write_baseline(after, folder))
+    said = f"accepted {run.id} into {folder}: {names or 'nothing changed'}; review it with git diff"
+    measured = {m.case_id for m in run.measurements if m.rule == "speed" and scope != "portable"}
+    speeds = [line for line in after.own_times(run.environment).values() if line.rule == "speed"]
+    return "\n".join([said, *too_noisy([line for line in speeds if line.case_id in measured])])
+
+
+def too_noisy(speeds: Collection[BaselineLine], policy: Policy | None = None) -> list[str]:
+    """A line that says which accepted speeds cannot show the slow-down that the policy promises; none if all can."""
+    policy = policy or Policy()
+    wide = sorted(x.case_id for x in speeds if speed_margin(x.spread, policy) > math.log1p(policy.promised_slowdown))
+    if not wide:
+        return []
+    return [
+        f"{len(wide)} of {len(speeds)} speeds differ so much between processes that {policy.promised_slowdown:.0%} "
+        f"slower will not be seen: {', '.join(wide)}; accept them again while the machine does nothing else"
+    ]
 
 
 def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | None, checkpoints: Path | None) -> Run:
@@ -67,6 +93,7 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
         raise RecordError(
             "accept", f"{bad[0].metric} failed ({reason_of(bad[0])})", "controls that hold", bad[0].case_id
         )
+    refuse_changed(speeds, merge(fresh), policy)
     recorded = {(m.case_id, m.metric): m.fingerprint for m in run.measurements}
     for m in fresh:
         if recorded.get((m.case_id, m.metric), m.fingerprint) != m.fingerprint:
@@ -75,6 +102,23 @@ def _with_process_samples(run: Run, only: Collection[str] | None, data: Path | N
     replaced = {(m.case_id, m.metric) for m in fresh}
     kept = [m for m in run.measurements if (m.case_id, m.metric) not in replaced]
     return dataclasses.replace(run, measurements=(*kept, *merge([*fresh, *_best(fresh)])))
+
+
+def refuse_changed(recorded: Collection[Measurement], fresh: Collection[Measurement], policy: Policy) -> None:
+    """Refuses speeds that the run did not measure: beyond the promised slow-down, and the noise, either way.
+
+    Raises:
+        RecordError: the code, or the machine, is not what it was in the run that is to be accepted.
+    """
+    now = {m.case_id: m for m in fresh if m.rule == "speed"}
+    for then in recorded:
+        if (found := now.get(then.case_id)) is None or not then.samples or not found.samples:
+            continue
+        sides = (Processes.of(m.samples, m.errors) for m in (found, then))
+        low, high = process_difference(*sides).interval(policy.confidence)
+        if max(low, -high) > math.log1p(policy.promised_slowdown):
+            values = f"{then.metric} {found.value:.4g} in fresh processes, {then.value:.4g} in the run"
+            raise RecordError("accept", values, "the same; run the benchmarks again and accept that", then.case_id)
 
 
 def _is_chosen(case_id: str, only: Collection[str] | None) -> bool:

@@ -217,13 +217,33 @@ def _read_header(row: Mapping[str, Any], path: Path) -> tuple[Run, int]:
     except (KeyError, TypeError) as problem:
         found = f"field {problem} missing" if isinstance(problem, KeyError) else f"{problem}"
         raise RecordError("run", f"header with {found}", "what this suite writes", f"{path}:1") from None
-    if unknown := sorted({f"{case.state}" for case in cases} - set(get_args(CaseState))):
-        expected = f"one of {', '.join(get_args(CaseState))}"
-        raise RecordError("run", f"case state {unknown[0]!r}", expected, f"{path}:1")
-    for case in cases:
-        if not (isinstance(case.seconds, dict) and all(_fits("value", value) for value in case.seconds.values())):
-            raise RecordError("run", f"seconds {case.seconds!r}", "numbers by family", f"{path}:1")
+    for record in (run, environment, *cases):
+        _check_header(record, f"{path}:1")
     return run, lines
+
+
+_FLAGS = ("interrupted", "trains", "extra", "whole")
+
+
+def _check_header(record: Run | Environment | CaseStatus, where: str) -> None:
+    """Raises `RecordError` for a field of a header that is of another type than this suite writes."""
+    for name, value in vars(record).items():
+        if name in _FLAGS:
+            fits, expected = isinstance(value, bool), "true or false"
+        elif name == "state":
+            fits, expected = value in get_args(CaseState), f"one of {', '.join(get_args(CaseState))}"
+        elif name == "seconds":
+            fits = isinstance(value, dict) and all(map(is_number, value.values()))
+            expected = "numbers by family"
+        elif name in ("must_match", "info"):
+            fits = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+            expected = "text by name"
+        elif name == "metrics":
+            fits, expected = all(isinstance(metric, str) for metric in value), "a list of names"
+        else:
+            fits, expected = isinstance(value, str) or name in ("environment", "cases", "measurements"), "text"
+        if not fits:
+            raise RecordError("run", f"{name} {value!r:.60}", expected, where)
 
 
 _NEEDED = tuple(
@@ -259,12 +279,22 @@ def read_measurement(row: Mapping[str, Any], where: str) -> Measurement:
         raise RecordError(problem.who, problem.found, problem.expected, where) from None
 
 
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number, as it stands.
+
+    Example:
+        >>> is_number(1.5), is_number("1.5"), is_number(True)
+        (True, False, False)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _fits(name: str, value: Any) -> bool:
     """Whether a JSON value may stand in the field of a measurement."""
     if name in ("samples", "errors"):
-        return isinstance(value, list) and all(_fits("value", item) for item in value)
+        return isinstance(value, list) and all(map(is_number, value))
     if name == "value":
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number(value)
     if name == "detail":
         return isinstance(value, dict)
     return value in _CHOICES[name] if name in _CHOICES else isinstance(value, str)

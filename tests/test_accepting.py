@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pruning_bench import accepting, environment, processes
 from pruning_bench.errors import RecordError
+from pruning_bench.judging.baseline import BaselineLine
 from pruning_bench.judging.policy import Policy
 from pruning_bench.records import Environment, Measurement, Run
 from pruning_bench.registry import RUNTIMES
@@ -51,3 +53,43 @@ def test_of_several_processes_the_fastest_anchor_and_yardstick_count() -> None:
     ]
     found = {m.metric: m.value for m in accepting._best(fresh)}
     assert found == {"anchor_latency": 1.0, "yardstick": 0.1}, f"{found}"
+
+
+def speed(case: str, *ratios: float) -> Measurement:
+    samples = tuple(math.log(ratio) for ratio in ratios)
+    mean = math.exp(sum(samples) / len(samples))
+    return Measurement(case, "relative_time", mean, "1", "lower", "speed", samples, errors=(0.002,) * len(samples))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "refused"),
+    [
+        ((0.50,), (0.50, 0.51, 0.50, 0.49, 0.50), False),
+        ((0.50,), (0.54, 0.55, 0.54, 0.55, 0.54), False),
+        ((0.50,), (0.75, 0.76, 0.75, 0.74, 0.75), True),
+        ((0.75,), (0.50, 0.51, 0.50, 0.49, 0.50), True),
+        ((0.50,), (0.40, 1.20, 0.50, 0.90, 0.70), False),
+    ],
+    ids=["the same", "within what is promised", "slower since", "faster since", "too noisy to say"],
+)
+def test_times_that_the_run_did_not_measure_are_refused(
+    then: tuple[float, ...], now: tuple[float, ...], refused: bool
+) -> None:
+    sides = [speed("a", *then), speed("b", 1.0)], [speed("a", *now), speed("b", 1.0, 1.0, 1.0, 1.0, 1.0)]
+    if not refused:
+        accepting.refuse_changed(*sides, Policy())
+        return
+    with pytest.raises(RecordError, match=r"in fresh processes, 0\.[57]5* in the run.*\[a\]"):
+        accepting.refuse_changed(*sides, Policy())
+
+
+def test_speeds_too_noisy_to_show_what_is_promised_are_named() -> None:
+    lines = [
+        BaselineLine(case, "relative_time", 1.0, "1", "lower", "speed", spread=spread, processes=5)
+        for case, spread in (("a", 0.01), ("b", 0.08), ("c", 0.0))
+    ]
+    (found,) = accepting.too_noisy(lines)
+    assert found.startswith("1 of 3 speeds differ so much between processes that 15% slower will not be seen: b;"), (
+        found
+    )
+    assert accepting.too_noisy(lines[::2]) == [], "named although each shows 15 %"

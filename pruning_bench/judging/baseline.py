@@ -17,7 +17,7 @@ from typing import Any, get_args
 from pruning_bench.errors import RecordError
 from pruning_bench.judging import vectors
 from pruning_bench.judging.processes import Processes
-from pruning_bench.records import SCHEMA, Better, Environment, Rule, read_lines, write_atomically
+from pruning_bench.records import SCHEMA, Better, Environment, Rule, is_number, read_lines, write_atomically
 
 PORTABLE: tuple[Rule, ...] = ("exact", "paired")
 TIMED: tuple[Rule, ...] = ("speed", "canary", "machine")
@@ -208,7 +208,7 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
         raise RecordError(WHO, f"unknown field {unknown[0]!r}", f"one of {', '.join(names)}", where)
     try:
         line = BaselineLine(**{**row, "profiles": tuple(row.get("profiles", ()))})
-        numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes)]
+        numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes) if is_number(x)]
     except (TypeError, ValueError, OverflowError) as problem:
         raise RecordError(WHO, str(problem), "a line of a baseline", where) from None
     if wrong := next((n for n in _TEXT if not isinstance(getattr(line, n), str)), None):
@@ -220,10 +220,11 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
     if line.rule not in rules or line.better not in get_args(Better):
         found = f"rule {line.rule!r}, better {line.better!r}"
         raise RecordError(WHO, found, f"rule {' or '.join(rules)}, better {' or '.join(get_args(Better))}", where)
-    if not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
-        raise RecordError(WHO, f"numbers {numbers}", "finite, spread, within and processes not negative", where)
+    if len(numbers) < 4 or not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
+        found = f"value {line.value!r}, spread {line.spread!r}, within {line.within!r}"
+        raise RecordError(WHO, found, "finite numbers, spread and within not negative", where)
     if line.vector:
-        vectors.unpack(line.vector, where)
+        vectors.check_mean(vectors.unpack(line.vector, where), line.value, line.better, WHO, where)
     check_time(line, where)
     return line
 

@@ -126,6 +126,18 @@ def _raw(text: str, most: Callable[[int], int], where: str | None) -> tuple[int,
     return size, raw
 
 
+def check_mean(vector: Bits | Scores, value: float, better: str, who: str, where: str) -> None:
+    """Raises `RecordError` unless `value` is the share of right examples (of wrong ones where less is better) or mean.
+
+    Example:
+        >>> check_mean(np.array([True, False]), 0.5, "higher", "run", "top1 of a case")
+    """
+    mean = float(vector.mean(dtype=np.float64)) if len(vector) else 0.0
+    share = 1 - mean if vector.dtype == np.bool_ and better != "higher" else mean
+    if not abs(share - value) <= 1e-6 * max(1.0, abs(share)):
+        raise RecordError(who, f"value {value}", f"{share}, the share or mean of its vector", where)
+
+
 def flips(then: npt.NDArray[Any], now: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Indices of the examples that were right and are not (lost), and that were not and are (gained).
 

@@ -238,10 +238,7 @@ def examples(now: Measurement, then: BaselineLine) -> tuple[Any, Any] | None:
         return None
     before = vectors.unpack(then.vector, f"baseline, {then.metric} of {then.case_id}")
     after = vectors.unpack(now.vector, f"run, {now.metric} of {now.case_id}")
-    mean = float(after.mean(dtype=np.float64)) if len(after) else 0.0
-    share = 1 - mean if after.dtype == np.bool_ and now.better != "higher" else mean
-    if abs(share - now.value) > 1e-6 * max(1.0, abs(share)):
-        raise RecordError("judge", f"{now.metric} {now.value}", f"the share {mean} of its vector", now.case_id)
+    vectors.check_mean(after, now.value, now.better, "judge", f"{now.metric} of {now.case_id}")
     return (before, after) if (before.dtype, len(before)) == (after.dtype, len(after)) else None
 
 

@@ -119,6 +119,11 @@ TIMED = (
         pytest.param(GOOD.replace('"exact"', '"shown"'), "rule 'shown'", id="never judged"),
         pytest.param(GOOD.replace("1,", "NaN,"), "nan", id="not a number"),
         pytest.param(GOOD.replace("1,", '"one",'), "one", id="text for a number"),
+        pytest.param(GOOD.replace("1,", '"1",'), "value '1'", id="a number in quotes"),
+        pytest.param(GOOD.replace("1,", "true,"), "value True", id="a truth for a number"),
+        pytest.param(
+            GOOD.replace("}", f', "vector": "{pack([True, False])}"}}'), "should be 0.5", id="a vector of another value"
+        ),
         pytest.param(GOOD.replace("1,", "1" + "0" * 400 + ","), "too large", id="beyond double precision"),
         pytest.param(GOOD.replace('"B"', "3"), "unit 3", id="number for a text"),
         pytest.param(GOOD.replace("}", ', "vector": "3:x"}'), "vector", id="damaged vector"),
