@@ -217,7 +217,8 @@ def _read_header(row: Mapping[str, Any], path: Path) -> tuple[Run, int]:
     except (KeyError, TypeError) as problem:
         found = f"field {problem} missing" if isinstance(problem, KeyError) else f"{problem}"
         raise RecordError("run", f"header with {found}", "what this suite writes", f"{path}:1") from None
-    for record in (run, environment, *cases):
+    headers: list[Run | Environment | CaseStatus] = [run, environment, *cases]
+    for record in headers:
         _check_header(record, f"{path}:1")
     return run, lines
 
