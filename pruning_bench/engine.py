@@ -182,9 +182,14 @@ def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     if not isinstance(example_inputs, tuple) or not example_inputs:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
+    check_weights(model, "compress")
+
+
+def check_weights(model: nn.Module, who: str) -> None:
+    """Raises `ModelError` for parameters or buffers without values, or with some that are not finite."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            raise ModelError("compress", "weights on the device meta", "tensors with values", name)
+            raise ModelError(who, "weights on the device meta", "tensors with values", name)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
-            raise ModelError("compress", f"{bad} non-finite values", "finite weights", name)
+            raise ModelError(who, f"{bad} non-finite values", "finite weights", name)

@@ -16,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -83,6 +83,7 @@ class DType:
 
 
 Level: TypeAlias = Number | NofM | Bits | DType
+LevelReader: TypeAlias = Callable[[str, Any], object]  # (name of the step, its level) -> what it means
 
 
 def as_level(level: Level | float | int | str | None) -> Level | None:
@@ -143,6 +144,22 @@ def bits_of(who: str, level: Level | float | int | str | None) -> Bits:
         if bits is not None and not 2 <= bits <= 8:
             raise LevelError(who, f"{bits} bits in {level}", "2 to 8 bits")
     return level
+
+
+def both_bits_of(who: str, level: Level | float | int | str | None) -> Bits:
+    """The level as bits of weights and of activations; raises `LevelError` otherwise."""
+    bits = bits_of(who, level)
+    if bits.activations is None:
+        raise LevelError(who, f"level {bits} without activations", "bits of both, such as w8a8")
+    return bits
+
+
+def weight_bits_of(who: str, level: Level | float | int | str | None) -> Bits:
+    """The level as bits of weights alone; raises `LevelError` otherwise."""
+    bits = bits_of(who, level)
+    if bits.activations is not None:
+        raise LevelError(who, f"level {bits}", f"weights alone, such as w{bits.weights}")
+    return bits
 
 
 @dataclass(frozen=True)
@@ -213,6 +230,7 @@ def parse(text: str, registry: Registry[Any] = STEPS) -> Recipe:
     Raises:
         RecipeError: it does not parse, or an option is unknown or of the wrong type (caret at the place).
         UnknownNameError: a method that is not registered.
+        LevelError: a level that the method never takes.
     Example:
         >>> from dataclasses import dataclass
         >>> methods = Registry("method")
@@ -275,6 +293,8 @@ class _Parser:
             self.literal("=")
             start = self.at
             options[key] = self.value(name, self.registry[name], key, start)
+        if read := getattr(getattr(self.registry[name], "tags", None), "level", None):
+            read(name, level)
         kept = tuple((k, options[k]) for k, f in fields.items() if k in options and options[k] != f.default)
         return Step(name, level, kept)
 

@@ -18,7 +18,7 @@ from pruning_bench.build_entries import digest_tensors
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
-from pruning_bench.engine import Compressed, Progress, check_seed, compress
+from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, compress
 from pruning_bench.environment import cores
 from pruning_bench.errors import ModelError, PruningBenchError, UnavailableError, one_line
 from pruning_bench.fingerprints import fingerprint
@@ -175,9 +175,11 @@ class Workbench:
         """Refuses, before anything is measured, what the dense model, its data or their score cannot give.
 
         Raises:
-            PruningBenchError: missing or damaged; a model that does not run on its data; a score that is no score.
+            PruningBenchError: missing or damaged; weights that are not finite; a model that does not run on its data; a
+                score that is no score.
         """
         test, model = self.dataset(case.dataset).test, self.dense(case)
+        check_weights(model, f"model {case.model}")
         if not MODELS[case.model].own:
             return
         few = slice(0, OWN_EXAMPLES)

@@ -1,6 +1,7 @@
 """The engine: what compress() promises whatever the recipe."""
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +17,8 @@ from pruning_bench.discover import discover
 from pruning_bench.errors import LevelError, ModelError, PluginError, PruningBenchError, RecipeError, UnknownNameError
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.pruning.masks import current_masks
-from pruning_bench.registry import STEPS
+from pruning_bench.recipe import as_level, parse
+from pruning_bench.registry import STEPS, Registry
 
 RECIPES = [
     "dense",
@@ -155,6 +157,31 @@ def test_a_bad_recipe_is_one_clear_error(
 ) -> None:
     with pytest.raises(error, match=says):
         make(block, recipe, train)
+
+
+@pytest.mark.parametrize("level", ["", ":1.2", ":0.5", ":2", ":2of4", ":w4", ":w8a8", ":w9", ":bf16", ":fp32"])
+def test_a_level_that_a_step_never_takes_does_not_parse(block: nn.Module, train: Split, level: str) -> None:
+    """And the step says the same of it; the mutant is a tag that refuses what its step takes."""
+    discover()
+    inputs, read = (torch.zeros(2, 1, 8, 8),), as_level(level[1:] or None)
+    shipped = [name for name in STEPS if STEPS[name].__module__.startswith("pruning_bench.")]
+    refused = []
+    for name in shipped:
+        try:
+            parse(name + level)
+        except LevelError as problem:
+            refused.append(name)
+            step, context = STEPS[name](), Context(inputs, torch.Generator(), [inputs], train)
+            with pytest.raises(LevelError, match=f"^{re.escape(str(problem))}$"):
+                step.run(block, read, (), context) if hasattr(step, "run") else step.plan(block, read, context)
+    if level in (":1.2", ":w9", ":fp32"):
+        assert refused == shipped, f"taken by {set(shipped) - set(refused)}"
+
+
+def test_a_step_without_a_reader_of_levels_parses_with_any() -> None:
+    methods: Registry[Any] = Registry("method")
+    methods.add("own", dataclass(frozen=True)(type("Own", (), {"tags": PruningTags("element")})))
+    assert str(parse("own:1.2", methods)) == "own:1.2"
 
 
 def test_nan_weights_are_named(block: nn.Module, train: Split) -> None:

@@ -232,6 +232,7 @@ def theirs():
 """
 DATA = '{"test": ((x[:30],), y[:30]), "calibration": ((x[30:],), None)}'
 SQUEEZING = "type('Net', (nn.Linear,), {'forward': lambda m, x: nn.Linear.forward(m, x).squeeze()})(6, 3)"
+DIVIDED = "[m := net(), m[0].weight.data.fill_(float('{}'))][0]"
 SCORE = "\n@score(unit='px', better='lower')\ndef off(outputs, targets):\n    return {body}\n"
 
 
@@ -245,6 +246,11 @@ def repository(model: str = "net()", data: str = DATA, score: str | None = None)
     [
         ("", "--pb-suite: no model registered, should be @trained_model"),
         (repository(model="42"), "mine() returns int, should be a torch.nn.Module"),
+        (
+            repository(model=DIVIDED.format("nan")),
+            "model mine: 48 non-finite values, should be finite weights [0.weight]",
+        ),
+        (repository(model=DIVIDED.format("inf")), "model mine: 48 non-finite values"),
         (repository(model="1 / 0"), "mine() raises ZeroDivisionError: division by zero"),
         (repository(model="nn.Linear(5, 3)"), "runs on float32 [[]8, 6]"),
         (repository(model="nn.Sequential(net(), nn.Flatten(0))"), "outputs torch.float32 of shape [[]24]"),
@@ -290,6 +296,7 @@ def test_bad_definitions_are_usage_errors(own: Own, text: str, says: str) -> Non
         ('data = "json:loads"\nscore = "json:loads"', "score: 'json:loads' of type function, should be made by @score"),
         ("recipes = 3", "recipes: 3, should be a list of texts"),
         ('recipes = ["magnitud:0.5"]', "'magnitude'"),
+        ('recipes = ["magnitude:1.2"]', "magnitude: sparsity 1.2, should be in [0, 1)"),
         ('runtimes = ["onnx"]', "'onnxruntime'"),
         ("recipes = [", "pyproject.toml: "),
     ],

@@ -14,6 +14,7 @@ from pruning_bench.errors import PlanError
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
+    from pruning_bench.recipe import LevelReader
 
 C = TypeVar("C", bound=type)
 
@@ -24,6 +25,7 @@ class PruningTags:
 
     Args:
         structure: what is removed: "element" (a `MaskPlan`) or "channel" (a `ChannelPlan`).
+        level: reads a level or raises `LevelError`, so that no recipe parses with one that is never taken; None: any.
         nested: what a low level removes, every higher level removes too.
         random: the plan depends on the context's generator (and only then on the seed).
         needs_calibration: `plan` reads `context.calibration`.
@@ -34,6 +36,7 @@ class PruningTags:
     """
 
     structure: Literal["element", "channel"]
+    level: LevelReader | None = None
     nested: bool = True
     random: bool = False
     needs_calibration: bool = False

@@ -13,6 +13,7 @@ from pruning_bench.contracts import register_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
+    from pruning_bench.recipe import LevelReader
 
 C = TypeVar("C", bound=type)
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,6 +25,7 @@ class QuantizationTags:
     """Claims that switch checks on, and exemptions with reasons.
 
     Args:
+        level: reads a level or raises `LevelError`, so that no recipe parses with one that is never taken; None: any.
         weights, activations: what is quantized.
         needs_calibration: `plan` reads `context.calibration`.
         bits: of the weights, those that its levels may ask for.
@@ -34,6 +36,7 @@ class QuantizationTags:
         expected_failures: check name -> reason; strict.
     """
 
+    level: LevelReader | None = None
     weights: bool = True
     activations: bool = True
     needs_calibration: bool = True

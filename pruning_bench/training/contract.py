@@ -12,6 +12,7 @@ from pruning_bench.contracts import register_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
+    from pruning_bench.recipe import LevelReader
 
 C = TypeVar("C", bound=type)
 
@@ -21,6 +22,7 @@ class StepTags:
     """Claims of a training step.
 
     Args:
+        level: reads a level or raises `LevelError`, so that no recipe parses with one that is never taken; None: any.
         trains_weights: parameters change by gradient, so that the seed is the unit when accuracy is judged.
         needs_past: the step reads `context.past`, which the engine keeps for such a step alone.
         quantizes: the step gives a `QuantPlan`, so that it is the last one of its recipe.
@@ -28,6 +30,7 @@ class StepTags:
         expected_failures: check name -> reason; strict.
     """
 
+    level: LevelReader | None = None
     trains_weights: bool = True
     needs_past: bool = False
     quantizes: bool = False

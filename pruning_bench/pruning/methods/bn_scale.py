@@ -15,6 +15,7 @@ from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
 from pruning_bench.pruning.masks import require_finite
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -46,6 +47,7 @@ class BnScale(ChannelOptions):
     example_models: ClassVar[tuple[str, ...]] = ("resnet20", "mobilenet_v2")  # the others have no batch norm
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         needs_batch_norm=True,
         reference="Liu et al., Network Slimming, ICCV 2017, arXiv 1708.06519",
     )

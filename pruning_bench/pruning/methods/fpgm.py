@@ -14,6 +14,7 @@ from pruning_bench.pruning.channel_scores import filter_scores
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -42,6 +43,7 @@ class Fpgm(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("fpgm:0.5",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         reference="He et al., Filter Pruning via Geometric Median, CVPR 2019, arXiv 1811.00250",
     )
 

@@ -12,6 +12,7 @@ from pruning_bench.pruning.channel_scores import unit_squares
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -39,6 +40,7 @@ class GroupNorm(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("group_norm:0.5",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         reference="Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900",
     )
 

@@ -12,6 +12,7 @@ from pruning_bench.pruning.channel_scores import filter_norms, filter_sizes
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -39,6 +40,7 @@ class L1Filter(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.25", "l1_filter:0.5")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         reference="Li et al., Pruning filters for efficient ConvNets, ICLR 2017, arXiv 1608.08710",
     )
 

@@ -12,6 +12,7 @@ from pruning_bench.pruning.channel_scores import filter_norms, filter_sizes
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -39,6 +40,7 @@ class L2Filter(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("l2_filter:0.5",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         reference="He et al., Soft Filter Pruning, IJCAI 2018, arXiv 1808.06866",
     )
 

@@ -37,6 +37,7 @@ class Lamp:
     examples: ClassVar[tuple[str, ...]] = ("lamp:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=sparsity_of,
         reference="Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021, arXiv 2010.07611",
     )
 

@@ -49,6 +49,7 @@ class Magnitude:
     )
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=level_of,
         reference="Han et al., Learning both weights and connections, NeurIPS 2015, arXiv 1506.02626",
     )
 

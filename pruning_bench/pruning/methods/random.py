@@ -31,7 +31,7 @@ class Random:
     scope: Literal["layer", "global"] = "global"
     name: ClassVar[str] = "random"
     examples: ClassVar[tuple[str, ...]] = ("random:0.9",)
-    tags: ClassVar[PruningTags] = PruningTags(structure="element", random=True)
+    tags: ClassVar[PruningTags] = PruningTags(structure="element", level=sparsity_of, random=True)
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan:
         """A mask over all prunable weights; `level` is the share removed of what earlier steps left, in [0, 1)."""

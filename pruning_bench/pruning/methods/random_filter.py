@@ -11,6 +11,7 @@ from torch import nn
 from pruning_bench.contracts import Context
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -33,6 +34,7 @@ class RandomFilter(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("random_filter:0.5",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         random=True,
         reference="Mittal et al., Recovering from Random Pruning, WACV 2018, arXiv 1801.10447",
     )

@@ -47,6 +47,7 @@ class Snip:
     examples: ClassVar[tuple[str, ...]] = ("snip:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=level_of,
         needs_train=True,
         reference="Lee et al., SNIP: single-shot network pruning based on connection sensitivity, ICLR 2019, "
         "arXiv 1810.02340",

@@ -56,6 +56,7 @@ class SparseGPT:
     examples: ClassVar[tuple[str, ...]] = ("sparsegpt:0.5", "sparsegpt:2of4")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=level_of,
         nested=False,
         needs_calibration=True,
         reference="Frantar and Alistarh, SparseGPT: massive language models can be accurately pruned in one-shot, "

@@ -48,6 +48,7 @@ class Synflow:
     examples: ClassVar[tuple[str, ...]] = ("synflow:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=sparsity_of,
         nested=False,
         reference="Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, "
         "NeurIPS 2020, arXiv 2006.05467",

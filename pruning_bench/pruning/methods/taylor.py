@@ -13,6 +13,7 @@ from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
 from pruning_bench.pruning.gradients import batch_gradients
+from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method
@@ -49,6 +50,7 @@ class Taylor(ChannelOptions):
     examples: ClassVar[tuple[str, ...]] = ("taylor:0.5,scope=layer",)
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
+        level=sparsity_of,
         needs_train=True,
         reference="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771",
     )

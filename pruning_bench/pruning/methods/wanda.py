@@ -41,6 +41,7 @@ class Wanda:
     examples: ClassVar[tuple[str, ...]] = ("wanda:0.5", "wanda:2of4")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="element",
+        level=level_of,
         needs_calibration=True,
         reference="Sun et al., A simple and effective pruning approach for large language models, ICLR 2024, "
         "arXiv 2306.11695",

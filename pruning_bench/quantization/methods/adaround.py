@@ -55,6 +55,7 @@ class AdaRound:
     name: ClassVar[str] = "adaround"
     examples: ClassVar[tuple[str, ...]] = ("adaround:w4", "adaround:w4a8")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=bits_of,
         activations=False,
         reference="Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020, "
         "arXiv 2004.10568",

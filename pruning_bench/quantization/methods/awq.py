@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Grams, Layer, decide_layers
 from pruning_bench.quantization.plans import choose_group, choose_weight, complete, prepare, write
 from pruning_bench.quantization.seams import Seam, channel_values, find_seams, scale
-from pruning_bench.recipe import Bits, bits_of
+from pruning_bench.recipe import Bits, weight_bits_of
 
 GRID = 20  # exponents that are tried
 
@@ -43,6 +42,7 @@ class Awq:
     name: ClassVar[str] = "awq"
     examples: ClassVar[tuple[str, ...]] = ("awq:w4", "awq:w4,group=32")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=weight_bits_of,
         activations=False,
         reference="Lin et al., AWQ: activation-aware weight quantization for LLM compression and acceleration, "
         "MLSys 2024, arXiv 2306.00978",
@@ -57,9 +57,7 @@ class Awq:
             LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations is not None:
-            raise LevelError(self.name, f"level {bits}", f"weights alone, such as w{bits.weights}")
+        bits = weight_bits_of(self.name, level)
         group = choose_group(self.name, self.group, bits)
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)

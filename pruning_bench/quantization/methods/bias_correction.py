@@ -40,8 +40,9 @@ class BiasCorrection:
     name: ClassVar[str] = "bias_correction"
     examples: ClassVar[tuple[str, ...]] = ("bias_correction:w8a8", "bias_correction:w8a8,equalize=true")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=bits_of,
         reference="Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, "
-        "arXiv 1906.04721"
+        "arXiv 1906.04721",
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:

@@ -13,6 +13,16 @@ from pruning_bench.quantization.contract import FLOATS, QuantizationTags, QuantP
 from pruning_bench.recipe import DType, as_level
 
 
+def float_of(who: str, level: Any) -> DType:
+    """The level as one of `FLOATS`; raises `LevelError` otherwise."""
+    level = as_level(level)
+    if not isinstance(level, DType) or level.name not in FLOATS:
+        found = "no level" if level is None else f"level {level}"
+        instead = "; 8 bits are fp8:w8a8" if level == DType("fp8") else ""
+        raise LevelError(who, found, " or ".join(FLOATS) + instead)
+    return level
+
+
 @quantization_method
 @dataclass(frozen=True)
 class Cast:
@@ -24,6 +34,7 @@ class Cast:
 
     name: ClassVar[str] = "cast"
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=float_of,
         weights=False,
         activations=False,
         needs_calibration=False,
@@ -40,11 +51,7 @@ class Cast:
             LevelError: another level.
             ModelError: a weight that the type cannot hold: fp16 ends at 65504.
         """
-        level = as_level(level)
-        if not isinstance(level, DType) or level.name not in FLOATS:
-            found = "no level" if level is None else f"level {level}"
-            instead = "; 8 bits are fp8:w8a8" if level == DType("fp8") else ""
-            raise LevelError(self.name, found, " or ".join(FLOATS) + instead)
+        level = float_of(self.name, level)
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if value.is_floating_point() and not value.to(FLOATS[level.name]).isfinite().all():
                 largest = float(value.detach().abs().max())

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.quantization.codebook import choose_codebook, nearest
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import prepare
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import weight_bits_of
 
 
 @quantization_method
@@ -27,6 +26,7 @@ class Codebook:
     name: ClassVar[str] = "codebook"
     examples: ClassVar[tuple[str, ...]] = ("codebook:w4", "magnitude:0.8+codebook:w4")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=weight_bits_of,
         activations=False,
         needs_calibration=False,
         reference="Han et al., Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization "
@@ -42,9 +42,7 @@ class Codebook:
             LevelError: no such bits, or bits of activations too.
             ModelError: nothing to quantize, or weights that are not finite.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations is not None:
-            raise LevelError(self.name, f"level {bits}", "bits of weights alone, such as w4")
+        bits = weight_bits_of(self.name, level)
         weights = prepare(model, context, self.name).weights
         tables = {name: choose_codebook(weight, 2**bits.weights, self.name) for name, weight in weights.items()}
         writes = {name: table[nearest(weights[name], table)] for name, table in tables.items()}

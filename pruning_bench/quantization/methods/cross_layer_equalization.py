@@ -36,8 +36,9 @@ class CrossLayerEqualization:
     name: ClassVar[str] = "cross_layer_equalization"
     examples: ClassVar[tuple[str, ...]] = ("cross_layer_equalization:w8a8",)
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=bits_of,
         reference="Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, "
-        "arXiv 1906.04721"
+        "arXiv 1906.04721",
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:

@@ -12,7 +12,15 @@ from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.graphs import operator
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import choose_weight, prepare
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import Bits, bits_of
+
+
+def dynamic_bits_of(who: str, level: Any) -> Bits:
+    """The level as bits, 8 of activations; raises `LevelError` otherwise."""
+    bits = bits_of(who, level)
+    if bits.activations != 8:
+        raise LevelError(who, f"level {bits}", "8 bits for activations, such as w8a8")
+    return bits
 
 
 @quantization_method
@@ -29,6 +37,7 @@ class Dynamic:
 
     name: ClassVar[str] = "dynamic"
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=dynamic_bits_of,
         needs_calibration=False,
         reference="Zafrir et al., Q8BERT: Quantized 8Bit BERT, NeurIPS 2019 workshop, arXiv 1910.06188",
     )
@@ -44,9 +53,7 @@ class Dynamic:
             LevelError: no such bits.
             ModelError: no linear layer.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations != 8:
-            raise LevelError(self.name, f"level {bits}", "8 bits for activations, such as w8a8")
+        bits = dynamic_bits_of(self.name, level)
         prepared = prepare(model, context, self.name)
         linear = {node.name for node in prepared.program.graph.nodes if operator(node) == "aten.linear"}
         names = dict.fromkeys(weight for node, weight in prepared.points.layers.items() if node in linear)

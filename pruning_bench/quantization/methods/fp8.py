@@ -13,7 +13,15 @@ from pruning_bench.quantization.affine import choose_float8
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.observers import weight_range
 from pruning_bench.quantization.plans import observe, prepare
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import Bits, bits_of
+
+
+def eight_bits_of(who: str, level: Any) -> Bits:
+    """The level as bits of which all are 8; raises `LevelError` otherwise."""
+    bits = bits_of(who, level)
+    if bits.weights != 8 or bits.activations not in (None, 8):
+        raise LevelError(who, f"level {bits}", "w8a8, or w8 for weights alone")
+    return bits
 
 
 @quantization_method
@@ -46,6 +54,7 @@ class Fp8:
     name: ClassVar[str] = "fp8"
     examples: ClassVar[tuple[str, ...]] = ("fp8:w8a8", "fp8:w8")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=eight_bits_of,
         bits=(8,),
         sqnr_db={8: 15.0},
         expected_failures={
@@ -66,9 +75,7 @@ class Fp8:
             ModelError: nothing to quantize, weights that are not finite, or calibration data that is missing, empty or
                 not finite.
         """
-        bits = bits_of(self.name, level)
-        if bits.weights != 8 or bits.activations not in (None, 8):
-            raise LevelError(self.name, f"level {bits}", "w8a8, or w8 for weights alone")
+        bits = eight_bits_of(self.name, level)
         calibration = None if bits.activations is None else context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         weights = {

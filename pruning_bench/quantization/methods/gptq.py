@@ -48,6 +48,7 @@ class Gptq:
     name: ClassVar[str] = "gptq"
     examples: ClassVar[tuple[str, ...]] = ("gptq:w4", "gptq:w4,group=32", "gptq:w4a8")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=bits_of,
         activations=False,
         reference="Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, "
         "ICLR 2023, arXiv 2210.17323",

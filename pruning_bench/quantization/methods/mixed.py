@@ -35,6 +35,7 @@ class Mixed:
     name: ClassVar[str] = "mixed"
     examples: ClassVar[tuple[str, ...]] = ("mixed:w4",)
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=bits_of,
         activations=False,
         reference="Dong et al., HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks, NeurIPS 2020, "
         "arXiv 1911.03852",

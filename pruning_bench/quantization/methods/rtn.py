@@ -11,7 +11,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import WeightObserverName, choose_weight, prepare
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import weight_bits_of
 
 
 @quantization_method
@@ -34,6 +34,7 @@ class Rtn:
     name: ClassVar[str] = "rtn"
     examples: ClassVar[tuple[str, ...]] = ("rtn:w8", "rtn:w4,group=32")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=weight_bits_of,
         activations=False,
         needs_calibration=False,
         sqnr_db={4: 4.0, 8: 30.0},
@@ -54,9 +55,7 @@ class Rtn:
             LevelError: no such bits, bits of activations, or a negative group.
             ModelError: nothing to quantize.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations is not None:
-            raise LevelError(self.name, f"level {bits}", "bits of weights alone, such as w4; static takes both")
+        bits = weight_bits_of(self.name, level)
         if self.group < 0:
             raise LevelError(self.name, f"group={self.group}", "a number of columns, or 0 for a whole channel")
         weights = prepare(model, context, self.name).weights

@@ -15,7 +15,7 @@ from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, qua
 from pruning_bench.quantization.layerwise import Layer, decide_layers
 from pruning_bench.quantization.plans import choose_weight, complete, prepare, write
 from pruning_bench.quantization.seams import channel_values, find_seams, input_peaks, scale
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import both_bits_of
 
 
 @quantization_method
@@ -40,8 +40,9 @@ class SmoothQuant:
     name: ClassVar[str] = "smoothquant"
     examples: ClassVar[tuple[str, ...]] = ("smoothquant:w8a8",)
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=both_bits_of,
         reference="Xiao et al., SmoothQuant: accurate and efficient post-training quantization for large language "
-        "models, ICML 2023, arXiv 2211.10438"
+        "models, ICML 2023, arXiv 2211.10438",
     )
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
@@ -53,9 +54,7 @@ class SmoothQuant:
             LevelError: no such bits, or alpha out of range.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations is None:
-            raise LevelError(self.name, f"level {bits} without activations", "bits of both, such as w8a8")
+        bits = both_bits_of(self.name, level)
         if not 0 <= self.alpha <= 1:
             raise LevelError(self.name, f"alpha {self.alpha}", "in [0, 1]")
         calibration = context.need_calibration(self.name)

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.observers import ObserverName
 from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, prepare
-from pruning_bench.recipe import bits_of
+from pruning_bench.recipe import both_bits_of
 
 
 @quantization_method
@@ -36,6 +35,7 @@ class Static:
         "static:w8a8,observer=mse",
     )
     tags: ClassVar[QuantizationTags] = QuantizationTags(
+        level=both_bits_of,
         sqnr_db={4: 4.0, 8: 20.0},
         reference="Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
         "Inference, CVPR 2018, arXiv 1712.05877",
@@ -53,9 +53,8 @@ class Static:
             LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
-        bits = bits_of(self.name, level)
-        if bits.activations is None:
-            raise LevelError(self.name, f"level {bits} without activations", "bits of both, such as w8a8")
+        bits = both_bits_of(self.name, level)
+        assert bits.activations is not None
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         weights = {

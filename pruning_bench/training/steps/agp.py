@@ -55,8 +55,9 @@ class Agp(TuneOptions):
     name: ClassVar[str] = "agp"
     examples: ClassVar[tuple[str, ...]] = ("agp:0.9",)
     tags: ClassVar[StepTags] = StepTags(
+        level=sparsity_of,
         reference="Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning for model compression, "
-        "2017, arXiv 1710.01878"
+        "2017, arXiv 1710.01878",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> Sequence[MaskPlan]:

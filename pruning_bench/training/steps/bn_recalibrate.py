@@ -48,6 +48,11 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None
             module.training = training
 
 
+def batches_of(who: str, level: Any) -> int | None:
+    """The level as a count of batches, or None without one; raises `LevelError` otherwise."""
+    return None if level is None else count_of(who, level)
+
+
 @training_step
 @dataclass(frozen=True)
 class BnRecalibrate:
@@ -64,13 +69,14 @@ class BnRecalibrate:
     name: ClassVar[str] = "bn_recalibrate"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+bn_recalibrate:8",)
     tags: ClassVar[StepTags] = StepTags(
+        level=batches_of,
         trains_weights=False,
         reference="Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, 2016, arXiv 1603.04779",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
         """Replaces the statistics of `model` in place; raises `LevelError` for a level that is no count."""
-        count = None if level is None else count_of(self.name, level)
+        count = batches_of(self.name, level)
         if self.batch < 2:
             raise LevelError(self.name, f"batch {self.batch}", "at least 2")
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

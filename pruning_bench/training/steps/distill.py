@@ -37,7 +37,8 @@ class Distill(TuneOptions):
     name: ClassVar[str] = "distill"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+distill:2",)
     tags: ClassVar[StepTags] = StepTags(
-        reference="Hinton et al., Distilling the Knowledge in a Neural Network, NIPS 2014 workshop, arXiv 1503.02531"
+        level=count_of,
+        reference="Hinton et al., Distilling the Knowledge in a Neural Network, NIPS 2014 workshop, arXiv 1503.02531",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:

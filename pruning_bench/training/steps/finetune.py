@@ -27,8 +27,9 @@ class Finetune(TuneOptions):
     name: ClassVar[str] = "finetune"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+finetune:2",)
     tags: ClassVar[StepTags] = StepTags(
+        level=count_of,
         reference="Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, "
-        "arXiv 1506.02626"
+        "arXiv 1506.02626",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:

@@ -33,8 +33,9 @@ class LrRewind(TuneOptions):
 
     name: ClassVar[str] = "lr_rewind"
     tags: ClassVar[StepTags] = StepTags(
+        level=count_of,
         reference="Renda et al., Comparing Rewinding and Fine-tuning in Neural Network Pruning, ICLR 2020, "
-        "arXiv 2003.02389"
+        "arXiv 2003.02389",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:

@@ -13,7 +13,7 @@ from pruning_bench.errors import LevelError
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, point_means, trainable, weight_means
 from pruning_bench.quantization.plans import Prepared, choose_activations, choose_weight, fit_biases, prepare
-from pruning_bench.recipe import Bits, bits_of
+from pruning_bench.recipe import Bits, both_bits_of
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
 
@@ -47,7 +47,9 @@ class Qat(TuneOptions):
     name: ClassVar[str] = "qat"
     examples: ClassVar[tuple[str, ...]] = ("qat:w8a8,epochs=1",)
     tags: ClassVar[StepTags] = StepTags(
-        quantizes=True, reference="Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153"
+        level=both_bits_of,
+        quantizes=True,
+        reference="Esser et al., Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> Sequence[QuantPlan]:
@@ -80,9 +82,7 @@ class Qat(TuneOptions):
         return [plan_of(quantized, prepared)]
 
     def _bits(self, level: Any) -> Bits:
-        bits = bits_of(self.name, level)
-        if bits.activations is None:
-            raise LevelError(self.name, f"level {bits} without activations", "bits of both, such as w8a8")
+        bits = both_bits_of(self.name, level)
         if not 2 <= self.ends <= 8:
             raise LevelError(self.name, f"ends {self.ends}", "2 to 8 bits")
         return bits

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from pruning_bench.contracts import Context
 
 
+def no_level(who: str, level: Any) -> None:
+    """Raises `LevelError` for any level."""
+    if level is not None:
+        raise LevelError(who, f"level {level}", "no level")
+
+
 @training_step
 @dataclass(frozen=True)
 class Reinit:
@@ -28,13 +34,12 @@ class Reinit:
 
     name: ClassVar[str] = "reinit"
     tags: ClassVar[StepTags] = StepTags(
-        reference="Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv 1810.05270"
+        level=no_level, reference="Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv 1810.05270"
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
         """Replaces the weights of `model` in place."""
-        if level is not None:
-            raise LevelError(self.name, f"level {level}", "no level")
+        no_level(self.name, level)
         seed = int(torch.randint(2**62, (), generator=context.generator))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)

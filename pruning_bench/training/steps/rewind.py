@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from pruning_bench.contracts import Context
 
 
+def step_of(who: str, level: Any) -> int:
+    """The level as a number of steps, 0 without one; raises `LevelError` otherwise."""
+    return 0 if level is None else count_of(who, level, least=0)
+
+
 @training_step
 @dataclass(frozen=True)
 class Rewind:
@@ -32,6 +37,7 @@ class Rewind:
 
     name: ClassVar[str] = "rewind"
     tags: ClassVar[StepTags] = StepTags(
+        level=step_of,
         trains_weights=False,
         needs_past=True,
         reference="Frankle and Carbin, The Lottery Ticket Hypothesis, ICLR 2019, arXiv 1803.03635; Renda et al., "
@@ -41,7 +47,7 @@ class Rewind:
     @torch.no_grad()
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
         """Sets `model` back in place; raises `LevelError` for a step that was not yet run."""
-        to = 0 if level is None else count_of(self.name, level, least=0)
+        to = step_of(self.name, level)
         if to >= len(context.past):
             raise LevelError(self.name, f"level {to}", f"at most {len(context.past) - 1}, the steps before it")
         past = context.past[to]

@@ -36,8 +36,9 @@ class Slim(TuneOptions):
 
     name: ClassVar[str] = "slim"
     tags: ClassVar[StepTags] = StepTags(
+        level=count_of,
         reference="Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, "
-        "arXiv 1708.06519"
+        "arXiv 1708.06519",
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
