@@ -198,7 +198,7 @@ class BoundCase:
                 self.suite.measure(self.family, self.case_id)
         except UnavailableError as problem:
             self.suite.unavailable.add((self.family, self.case_id))
-            raise pytest.skip.Exception(str(problem)) from None
+            pytest.skip(str(problem))
         except PruningBenchError as problem:
             raise pytest.fail.Exception(str(problem), pytrace=False) from None  # chained, both would be printed
 
