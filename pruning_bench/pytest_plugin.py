@@ -125,10 +125,10 @@ def use_suite_storage(config: pytest.Config) -> None:
 
 def _in_parallel(config: pytest.Config) -> PruningBenchError | None:
     """What is wrong where pytest-xdist shares the tests out: by `-n`, or by `--dist` with what `--tx` starts."""
-    shared_out = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if not shared_out and not hasattr(config, "workerinput"):
+    started = config.getoption("tx", None) and config.getoption("dist", "no") != "no"
+    if not (started or config.getoption("numprocesses", None) or hasattr(config, "workerinput")):
         return None
-    option = "-n" if config.getoption("numprocesses", None) else "--dist"
+    option = "--tx" if started else "-n"
     return PruningBenchError(f"pytest {option}", "several processes", "one: what runs in parallel cannot be timed")
 
 

@@ -487,6 +487,12 @@ def test_parallel_runs_are_refused(toy: Toy, with_conftest: bool, arguments: tup
     assert not (toy.results / "runs").exists(), "something was measured"
 
 
+def test_a_way_to_share_out_and_nobody_to_share_with_runs(toy: Toy) -> None:
+    toy.pytester.makepyfile(fake_xdist=FAKE_XDIST)
+    toy.pytester.syspathinsert()
+    assert toy.run("-p", "fake_xdist", "--dist=load", "--collect-only").ret == 0
+
+
 def _interrupt(*arguments: Any, **options: Any) -> Any:
     raise KeyboardInterrupt
 
