@@ -124,11 +124,12 @@ def use_suite_storage(config: pytest.Config) -> None:
 
 
 def _in_parallel(config: pytest.Config) -> PruningBenchError | None:
-    """What is wrong where pytest-xdist shares the tests out: by `-n`, or by `--dist` with what `--tx` starts."""
+    """What is wrong where pytest-xdist shares the tests out: by `-n`, or by `--dist` to what `--tx` starts."""
+    count = config.getoption("numprocesses", None)
     started = config.getoption("tx", None) and config.getoption("dist", "no") != "no"
-    if not (started or config.getoption("numprocesses", None) or hasattr(config, "workerinput")):
+    if not (count or started or hasattr(config, "workerinput")):
         return None
-    option = "--tx" if started else "-n"
+    option = "-n" if count else "--tx"  # -n sets --tx too
     return PruningBenchError(f"pytest {option}", "several processes", "one: what runs in parallel cannot be timed")
 
 
