@@ -6,6 +6,7 @@ with the ids of the profile's cases. Records are written before anything is judg
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -106,16 +107,30 @@ class SuiteModule(pytest.Module):
     def _getobj(self) -> Any:
         return import_module("pruning_bench.suite_cases")
 
+    def funcnamefilter(self, name: str) -> bool:
+        """Its tests, whatever the repository's own are called."""
+        return name.startswith("test_")
+
 
 def use_suite_storage(config: pytest.Config) -> None:
     """Lets pytest-benchmark save every run under the results folder; call it from the suite's `conftest.py`."""
     config.stash[SUITE_FOLDER] = True
-    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
-        raise pytest.UsageError("pytest -n: several processes, should be one: what runs in parallel cannot be timed")
+    if parallel := _in_parallel(config):
+        raise pytest.UsageError(str(parallel))
     if config.getoption("benchmark_storage", None) == DEFAULT_STORAGE:
         config.option.benchmark_storage = f"file://{results_folder(config) / 'runs' / 'pytest-benchmark'}"
         if not (config.getoption("benchmark_autosave") or config.getoption("benchmark_save")):
             config.option.benchmark_autosave = "suite"
+
+
+def _in_parallel(config: pytest.Config) -> PruningBenchError | None:
+    """What is wrong where pytest-xdist shares the tests out: by `-n`, or by `--dist` to what `--tx` starts."""
+    count = config.getoption("numprocesses", None)
+    started = config.getoption("tx", None) and config.getoption("dist", "no") != "no"
+    if not (count or started or hasattr(config, "workerinput")):
+        return None
+    option = "-n" if count else "--tx"  # -n sets --tx too
+    return PruningBenchError(f"pytest {option}", "several processes", "one: what runs in parallel cannot be timed")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -144,10 +159,24 @@ def warnings_stay_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def traces_kept_out() -> Iterator[None]:
+    """Keeps what torch traces for its own files out of pytest's logs, which newer versions of pytest would show."""
+    logger = logging.getLogger("torch.__trace")
+    theirs = [handler for handler in logger.handlers if type(handler).__module__.startswith("_pytest.")]
+    for handler in theirs:
+        logger.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in theirs:
+            logger.addHandler(handler)
+
+
 def _suite(config: pytest.Config) -> Suite:
     if STATE not in config.stash:
-        if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
-            raise PruningBenchError("pytest -n", "several processes", "one: what runs in parallel cannot be timed")
+        if parallel := _in_parallel(config):
+            raise parallel
         with warnings_stay_warnings():
             from pruning_bench.suite import Options, Suite
         chosen = {name: config.getoption(f"pb_{name}") for name in Options.NAMES}
@@ -166,12 +195,13 @@ class BoundCase:
     def measure(self) -> None:
         """Measures and records the case; a case that cannot be built fails in one line."""
         try:
-            self.suite.measure(self.family, self.case_id)
+            with traces_kept_out():
+                self.suite.measure(self.family, self.case_id)
         except UnavailableError as problem:
             self.suite.unavailable.add((self.family, self.case_id))
             pytest.skip(str(problem))
         except PruningBenchError as problem:
-            pytest.fail(str(problem), pytrace=False)
+            raise pytest.fail.Exception(str(problem), pytrace=False) from None  # chained, both would be printed
 
     def replay(self, benchmark: Any) -> None:
         """Gives the recorded times of one call to pytest-benchmark, round by round."""
@@ -216,11 +246,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """How long a long run will take, before it starts."""
-    if STATE not in config.stash or config.option.collectonly:
+    if STATE not in config.stash or _runs_nothing(config):
         return None
     suite = config.stash[STATE]
     _watch(suite, config)
     return suite.expected([test for _, test in _selected(items)])
+
+
+def _runs_nothing(config: pytest.Config) -> bool:
+    """Whether tests are collected or set up and not called, so that there is nothing to record."""
+    return any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan"))
 
 
 def _watch(suite: Suite, config: pytest.Config) -> None:
@@ -289,7 +324,7 @@ class Finish:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
         """Writes the records before anything else can fail, then judges; an interrupted run is not judged."""
         suite = session.config.stash.get(STATE, None)
-        if suite is None or session.config.option.collectonly or not suite.reports_something():
+        if suite is None or _runs_nothing(session.config) or not suite.reports_something():
             return (yield)
         interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         written = suite.write(interrupted)

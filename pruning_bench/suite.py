@@ -116,6 +116,7 @@ class Suite:
             threads=options.threads,
             device=options.device,
         )
+        self._check_required()
         rivals = cases.rivals_of(self.grid)
         self.environment: Environment = environment.of_suite(RUNTIMES, options.device, {name for name, _ in rivals})
         folder = Path(options.data) if options.data else None
@@ -161,6 +162,13 @@ class Suite:
         for count in self.options.threads or ():
             if count < 1:
                 raise PruningBenchError("--pb-threads", str(count), ">= 1")
+
+    def _check_required(self) -> None:
+        """Raises `PruningBenchError` for a required runtime that no chosen case runs on, whose absence nobody saw."""
+        chosen = dict.fromkeys(case.runtime for case in self.grid)
+        for name in self.options.require or ():
+            if name not in chosen:
+                raise PruningBenchError("--pb-require", repr(name), f"a runtime of this run ({', '.join(chosen)})")
 
     def ids(self, family: str) -> list[str]:
         """Ids of the chosen cases that belong to a family."""

@@ -1,6 +1,7 @@
 """A user's own repository: `pytest --pb-suite` on their model, examples and score, and nothing of the package's."""
 
 import json
+import random
 import re
 import shlex
 import sys
@@ -9,10 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pruning_bench import cli
 from pruning_bench.discover import discover
+from pruning_bench.errors import ModelError
+from pruning_bench.models.contract import call_seeded
+from pruning_bench.records import read_run
 from pruning_bench.registry import DATASETS, METRICS, MODELS, RUNTIMES, STEPS
 
 pytest_plugins = ["pytester"]
@@ -314,6 +320,62 @@ def test_a_bad_table_is_a_usage_error(own: Own, table: str, says: str, capsys: p
         capsys.readouterr()
         assert own.command("list", "models") == 2
         assert says in capsys.readouterr().err, "the command line says something else"
+
+
+def test_names_that_their_ini_gives_to_tests_hide_nothing(own: Own) -> None:
+    own.conftest(repository())
+    own.pytester.makeini("[pytest]\npython_functions = check_*\npython_files = check_*.py\n")
+    result = own.run("--collect-only", "-q")
+    assert result.ret == 0, result.stdout.str()
+    for family in ("quality", "footprint", "latency"):
+        assert f"test_{family}[mine-theirs/dense/eager]" in result.stdout.str(), result.stdout.str()
+
+
+DRAWN = """
+import random
+import numpy as np
+import torch
+from pruning_bench import evaluation_data, trained_model
+
+@trained_model
+def mine():
+    model = torch.nn.Linear(6, 3)
+    model.weight.data[0] = random.random()
+    return model
+
+@evaluation_data
+def theirs():
+    x, y = np.random.rand(40, 6).astype("float32"), [random.randrange(3) for _ in range(40)]
+    x, y = torch.from_numpy(x), torch.tensor(y)
+    return {"test": ((x[:30],), y[:30]), "calibration": ((x[30:],), None)}
+"""
+
+
+def test_what_numpy_or_python_draws_is_the_same_in_every_run(own: Own) -> None:
+    own.conftest(DRAWN)
+    found = []
+    for _ in range(2):
+        result = own.run("-k", "footprint and dense and eager", "-p", "no:cacheprovider")
+        assert result.ret == 0, result.stdout.str()
+        (file,) = (own.pytester.path / "results/runs").glob("*.jsonl")
+        found.append({m.metric: m.fingerprint for m in read_run(file).measurements})
+        file.unlink()
+        random.random(), np.random.rand()
+    assert found[0] == found[1], f"{found}"
+
+
+def test_a_users_function_leaves_random_numbers_as_they_were() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    inside = call_seeded(draw, ModelError)
+    after = draw()
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+    assert draw() == after, f"{after}, should be drawn as if nothing had been between"
+    assert call_seeded(draw, ModelError) == inside, f"{inside}, should be drawn again"
 
 
 def test_paths_and_the_suite_exclude_each_other(own: Own) -> None:

@@ -397,6 +397,7 @@ def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
         (["--pb-recipe=magnitude:1.2"], "magnitude: sparsity 1.2, should be in [0, 1)"),
         (["--pb-recipe=planted:0+magnitude"], "magnitude: no level, should be a sparsity"),
         (["--pb-recipe=static:w8"], "static: level w8 without activations"),
+        (["--pb-require=eager"], "--pb-require: 'eager', should be a runtime of this run (virtual)"),
         (["--pb-threads=0"], ">= 1"),
         (["--pb-checkpoints=nowhere"], "nowhere"),
         (["--pb-data=nowhere"], "nowhere"),
@@ -420,6 +421,25 @@ def test_a_damaged_checkpoint_is_refused_before_anything_runs(toy: Toy) -> None:
     assert result.ret == 4, text
     assert "toy-pixels.safetensors" in text, text
     assert not list((toy.results / "runs").glob("*.jsonl")), "a run was recorded"
+
+
+def test_a_case_that_cannot_be_built_fails_in_one_line(toy: Toy) -> None:
+    """The method exports the model first, which torch traces."""
+    result = toy.run("benchmarks/test_footprint.py", "--pb-recipe=l1_filter:0.99")
+    assert result.ret == 1, result.stdout.str()
+    failures = result.stdout.str().partition("= FAILURES =")[2].partition("= pruning_bench =")[0].splitlines()
+    said = [line for line in failures if line and not line.startswith(("_", "="))]
+    assert len(said) == 1, "\n".join(said)
+    assert said[0].startswith("l1_filter: "), said[0]
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "--setup-plan", "--setup-only"])
+def test_what_calls_no_test_records_and_judges_nothing(toy: Toy, option: str) -> None:
+    result = toy.run(option)
+    assert result.ret == 0, result.stdout.str()
+    assert "passed" not in result.stdout.str(), result.stdout.str()
+    written = [path for path in toy.results.rglob("*") if path.is_file()]
+    assert not written, f"{written}"
 
 
 def test_a_skip_mark_hides_no_family(accepted: Toy) -> None:
@@ -447,21 +467,30 @@ def test_suspects_that_nobody_confirmed_are_in_the_headline(accepted: Toy) -> No
 FAKE_XDIST = """
 def pytest_addoption(parser):
     parser.addoption("--numprocesses", type=int)
+    parser.addoption("--tx", action="append")
+    parser.addoption("--dist", default="no")
 """
 
 
+@pytest.mark.parametrize("arguments", [("--numprocesses=2",), ("--tx=2*popen", "--dist=load")], ids=["n", "tx"])
 @pytest.mark.parametrize("with_conftest", [True, False])
-def test_parallel_runs_are_refused(toy: Toy, with_conftest: bool) -> None:
+def test_parallel_runs_are_refused(toy: Toy, with_conftest: bool, arguments: tuple[str, ...]) -> None:
     toy.pytester.makepyfile(fake_xdist=FAKE_XDIST)
     toy.pytester.syspathinsert()
     if not with_conftest:
         (toy.pytester.path / "benchmarks" / "conftest.py").unlink()
-    result = toy.run("-p", "fake_xdist", "--numprocesses=2")
+    result = toy.run("-p", "fake_xdist", *arguments)
     text = result.stdout.str() + result.stderr.str()
     assert result.ret == 4, text
     assert "several processes, should be one" in text, text
     assert "Traceback" not in text, text
     assert not (toy.results / "runs").exists(), "something was measured"
+
+
+def test_a_way_to_share_out_and_nobody_to_share_with_runs(toy: Toy) -> None:
+    toy.pytester.makepyfile(fake_xdist=FAKE_XDIST)
+    toy.pytester.syspathinsert()
+    assert toy.run("-p", "fake_xdist", "--dist=load", "--collect-only").ret == 0
 
 
 def _interrupt(*arguments: Any, **options: Any) -> Any:

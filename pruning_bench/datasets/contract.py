@@ -192,7 +192,7 @@ def evaluation_data(give: Given | None = None, *, score: Score | None = None) ->
     It returns `{"test": (inputs, targets), "calibration": (inputs, targets)}`: `inputs` is the tuple of the forward's
     positional arguments for all examples, tensors of any type and shape with the examples first; `targets` a tensor
     with as many rows, or None. The test examples are scored, the others calibrate. It is called once a process, with
-    torch's random numbers seeded.
+    the random numbers of torch, numpy and Python seeded.
 
     Args:
         score: how outputs are scored, see `pruning_bench.score`; left out, targets are classes and outputs logits.

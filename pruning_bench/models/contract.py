@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +59,7 @@ def trained_model(build: F | None = None, *, data: str | Callable[..., object] |
 
     The model takes the tensors of its examples as positional arguments and returns a tensor with the examples first;
     of a tuple, a mapping or a dataclass the first tensor counts. The function is called in every process that needs the
-    model, with torch's random numbers seeded, and must give the same model each time.
+    model, with the random numbers of torch, numpy and Python seeded, and must give the same model each time.
 
     Args:
         data: the function (or its name) registered by `evaluation_data`; left out, the only one there is.
@@ -141,17 +144,31 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def call_seeded(function: Callable[[], Any], error: type[PruningBenchError]) -> Any:
-    """What a user's function returns, with torch's random numbers seeded; its exceptions become one line."""
+    """What a user's function returns, with all random numbers seeded; its exceptions become one line."""
     name, where = getattr(function, "__name__", "?"), place_of(function)
     try:
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(0)
+        with _seeded():
             return function()
     except PruningBenchError:
         raise
     except Exception as problem:
         found = " ".join(f"{name}() raises {type(problem).__name__}: {problem}".split())
         raise error("call", found, "its result", where) from problem
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The global random numbers of torch, numpy and Python from a fixed seed, and afterwards as they were."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def place_of(function: Callable[..., object]) -> str:
