@@ -32,6 +32,7 @@ NEEDED = ("openvino", "onnx", "onnxscript")
 INSTALL = "python -m pip install openvino onnx onnxscript"
 HINTS = {None: "f32", "bf16": "bf16", "fp16": "f16"}  # by the plan's dtype
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # as the CPU device names what it computes in
+FUSED = "Subgraph"  # a kernel that is compiled for several operators
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32"}
 _PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also of float layers: what they read
 
@@ -149,7 +150,7 @@ def kernels_of(node: Mapping[str, str]) -> tuple[Kernel, ...]:
     names = [name for name in node.get("originalLayersNames", "").split(",") if name]
     operators = [(layer_of(name), name.split("|")[1]) for name in names if name.count("|") > 1]
     products = {layer: operator for layer, operator in operators if multiplies(operator)}
-    if not products:
+    if not products or not (kind == FUSED or multiplies(kind)):  # a Transpose goes by the product that it is made for
         return (Kernel(layer_of(names[0]) if names else "", kind, dtype),)
     return tuple(
         Kernel(layer, kind if multiplies(kind) else f"{kind} {operator}", dtype) for layer, operator in products.items()
