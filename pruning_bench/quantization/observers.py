@@ -115,6 +115,8 @@ class MinMax:
 class MovingAverage(MinMax):
     """The ends of each batch's range, averaged: end <- end + AVERAGING * (the batch's - end), from the first batch on.
 
+    Averages are float64: in float32 the difference of two ends may overflow, and a tenth of a tiny one vanish.
+
     Jacob et al., CVPR 2018, arXiv 1712.05877, section 3.1.
     """
 
@@ -125,8 +127,8 @@ class MovingAverage(MinMax):
         assert new.highest is not None
         if self.lowest is None or self.highest is None:
             return replace(self, lowest=new.lowest, highest=new.highest)
-        lowest, highest = (  # the difference of two float32 numbers may be none
-            torch.lerp(old.double(), end.double(), AVERAGING).to(end.dtype)
+        lowest, highest = (
+            torch.lerp(old.double(), end.double(), AVERAGING)
             for old, end in ((self.lowest, new.lowest), (self.highest, new.highest))
         )
         return replace(self, lowest=lowest, highest=highest)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,6 +79,7 @@ def fed(observer: Observer, batches: list[list[float]]) -> Observer:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(batches=STREAMS, bits=st.integers(2, 8), symmetric=st.booleans())
+@example(batches=[[0.0], [-1e-45]], bits=2, symmetric=False)  # a tenth of the smallest float32 number
 @settings(max_examples=15, deadline=None)
 def test_every_observer_gives_a_sound_affine(name: Any, batches: list[list[float]], bits: int, symmetric: bool) -> None:
     affine = fed(OBSERVERS[name], batches).affine(bits, symmetric=symmetric)
