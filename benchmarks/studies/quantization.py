@@ -63,7 +63,7 @@ def bits(lab: Lab, model: str) -> Iterator[list[str]]:
 def layer_sqnr(made: Compressed, inputs: tuple[Tensor, ...]) -> dict[str, float]:
     """dB of the output of every layer whose weight is rounded, each with the inputs that it has in the float model.
 
-    Where a ReLU alone reads a layer, its output is what the ReLU gives.
+    Where a clamp from zero (ReLU, ReLU6) alone reads a layer, its output is what the clamp gives.
 
     Args:
         inputs: of the model, best not those that it was calibrated with.
@@ -74,13 +74,13 @@ def layer_sqnr(made: Compressed, inputs: tuple[Tensor, ...]) -> dict[str, float]
     exact, rounded = prepared.folded, copy.deepcopy(prepared.folded)
     values = {**prepared.weights, **plan.writes}
     write_values(rounded, {**plan.writes, **{n: fake_quantize(values[n], grid) for n, grid in plan.weights.items()}})
-    layers, before_relu = prepared.points.layers, set(prepared.points.producers.values())
-    clamped = {weight for node, weight in layers.items() if node in before_relu}
+    tops = {weight: prepared.points.top_behind(node) for node, weight in prepared.points.layers.items()}
     found: dict[str, float] = {}
 
     def compare(name: str, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         other = rounded.get_submodule(name)(*given)
-        both = (x.relu() if f"{name}.weight" in clamped else x for x in (output, other))
+        top = tops[f"{name}.weight"]
+        both = (x if top is None else x.clamp(0, top) for x in (output, other))
         found[name] = sqnr(*both)
 
     for name, layer in exact.named_modules():
@@ -126,8 +126,8 @@ STUDIES: Mapping[str, Study] = {
     "bits": Study(
         "Weights rounded by GPTQ and AdaRound against round-to-nearest, on the same grids: at 3 bits the gain in "
         "top-1, with its 95 % interval over the images, should be above zero; at 4 bits the output of every layer "
-        "should have the higher SQNR, behind its ReLU where it has one, with its float inputs of images that did not "
-        "calibrate.",
+        "should have the higher SQNR, behind its ReLU or ReLU6 where it has one, with its float inputs of images that "
+        "did not calibrate.",
         ("model", "recipe", "change", "gain", "layers above `rtn`", "holds"),
         bits,
         CONVOLUTIONAL,

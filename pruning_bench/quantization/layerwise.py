@@ -30,7 +30,7 @@ class Layer:
         weight: in float, as in the folded model.
         bias: likewise; None without one, or with one that is no parameter.
         bias_name: its parameter name, or None.
-        relu: a ReLU alone reads its output.
+        top: a clamp from zero alone reads its output, and ends there (inf for a ReLU); None where none does.
         reads: equal for layers that multiply their weights with the same values.
         watch: shows what the weight is multiplied with, patches [groups, n, columns], in the model with what was
             decided so far.
@@ -41,7 +41,7 @@ class Layer:
     weight: Tensor
     bias: Tensor | None
     bias_name: str | None
-    relu: bool
+    top: float | None
     reads: tuple[object, ...]
     watch: Callable[[Callable[[Tensor], None]], None]
     watch_float: Callable[[Callable[[Tensor], None]], None]
@@ -153,7 +153,7 @@ class _Walk:
 
             return watch
 
-        relu = self.named[node] in self.points.producers.values()
+        top = self.points.top_behind(self.named[node])
         name = self.points.biases.get(self.named[node])
         bias = self.parameters.get(name or "")
         reads = (node.args[0], node.target, *map(str, node.args[3:]), self.parameters[weight].shape[1:])
@@ -162,7 +162,7 @@ class _Walk:
             self.parameters[weight],
             bias,
             None if bias is None else name,
-            relu,
+            top,
             reads,
             watcher(self.changed),
             watcher(self.floats),

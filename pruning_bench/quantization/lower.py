@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Rule(enum.Enum):
     SUMS_IN_LAYERS = (
         "an addition runs in the layer that gives its first operand to it alone, which is not quantized then"
     )
-    RELU_IS_CLAMP = "a ReLU between such a sum and its quantizer is the quantizer's clamp at zero"
+    RELU_IS_CLAMP = "a clamp from zero (ReLU, ReLU6) between such a sum and its quantizer is the quantizer's own"
     DIVIDE = "a float value is quantized by dividing by the scale, not by multiplying with its reciprocal"
     BLOCKED_INPUTS = (
         "a linear layer whose weight alone is quantized reads its input as 8-bit codes, a scale for each block of a row"
@@ -62,7 +62,7 @@ class Site:
         arguments: the arguments after the tensors (and after weight and bias of a layer).
         inputs: codings of the tensors that it reads, None where a value is in float.
         output: coding of what it gives, None for float.
-        relu: a ReLU stands between the node and its quantizer.
+        relu: a clamp from zero stands between the node and its quantizer.
         weight, weight_coding, bias: of a layer.
         dynamic: its input is quantized at run time.
         alone: the plan quantizes weights and nothing else.
@@ -254,17 +254,25 @@ class _Lowering:
         self.module, self.now = runnable(program)
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
-        self.behind = {layer: relu for relu, layer in points.producers.items()}
+        self.behind = {layer: clamp for clamp, layer in points.producers.items()}
+        finite = {clamp: top for clamp, top in points.tops.items() if top < inf}
+        self.implied = {clamp for clamp, top in finite.items() if _implies(self._coding(clamp), top)}
+        self.stays = set(finite) - self.implied  # clamps that codes on their grid still need
         self.settled: set[str] = set()  # places whose value a module at the site has quantized itself
 
     def run(self) -> fx.GraphModule:
         for name in list(self.now):
             self._replace(name)
-        wanted = {*self.points.values.values(), *(self.points.carried if self.form.every_value else ())} - self.settled
+        for clamp in (self.implied | self.settled & set(self.points.producers)) - self.stays:
+            before = self.now[self.points.producers[clamp]]  # the clamp has nothing left to do
+            self.now[clamp].replace_all_uses_with(before)
+            self.graph.erase_node(self.now[clamp])
+            self.now[clamp] = before
+        wanted = {*self.points.values.values()} - (self.settled - self.stays)
+        if self.form.every_value:
+            wanted |= {*self.points.carried, *(self.points.producers[clamp] for clamp in self.stays)}
         for place in [name for name in self.now if name in wanted]:
             self._quantize(place)
-        for relu in self.settled & set(self.points.producers):  # the clamp before it leaves it nothing to do
-            self.now[relu].replace_all_uses_with(self.now[self.points.producers[relu]])
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(self.module, self.graph).eval()
@@ -320,7 +328,7 @@ class _Lowering:
         return Site(self.readable[name], node.target, tuple(arguments), inputs, self._coding(place), place != name)
 
     def _coding(self, node: str) -> Coding | None:
-        return self.plan.activations.get(self.points.name_at(node) or "")
+        return self.plan.activations.get(self.points.name_at(self.behind.get(node, node)) or "")
 
     def _quantize(self, place: str) -> None:
         """Puts a quantizer behind a value, for all its readers; none where the plan has no such point."""
@@ -335,6 +343,14 @@ class _Lowering:
         self.module.add_submodule(path, module)
         with self.graph.inserting_before(before):
             return self.graph.call_module(path, tuple(args))
+
+
+def _implies(coding: Coding | None, top: float) -> bool:
+    """Do codes of this grid end where a clamp from zero to `top` ends, however ties are rounded?"""
+    if not isinstance(coding, Affine):
+        return False
+    zero_point, scale = int(coding.zero_point), float(coding.scale)
+    return zero_point == coding.low and top / scale >= coding.high - zero_point - 0.25
 
 
 def _is_global(node: fx.Node) -> bool:

@@ -8,17 +8,19 @@ A value gets a point when it is
 An addition that a normalization or a softmax reads, or that reads an embedding or (part of) a parameter, such as a
 learned position, stays in float: around it nothing runs on integers. So do embeddings themselves.
 
-The point stands after a ReLU that follows directly and alone. Operators that only move or select values (max pool,
-flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of their input on. A linear
-layer that gives the model's output has none either: integer kernels can write float there, and logits rounded to 8 bits
-would tie. A point is named after the value's place in the model's own code (`graphs.readable_names`): "input",
-"stages.0.0.conv1.conv2d", "stages.0.0.add".
+The point stands after a clamp from zero (ReLU, ReLU6) that follows directly and alone. Operators that only move or
+select values (max pool, flatten, dropout, ReLU on quantized values ...) have no point: they pass the parameters of
+their input on. A linear layer that gives the model's output has none either: integer kernels can write float there, and
+logits rounded to 8 bits would tie. A point is named after the value's place in the model's own code
+(`graphs.readable_names`): "input", "stages.0.0.conv1.conv2d", "stages.0.0.add".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -32,6 +34,8 @@ POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten
 FLOAT_READERS = frozenset({"aten.layer_norm", "aten.rms_norm", "aten.softmax", "aten._softmax", "aten._safe_softmax"})
 EMBEDDINGS = frozenset({"aten.embedding", "aten.embedding_bag"})
 RELUS = frozenset({"aten.relu", "aten.relu_"})
+CLAMPS = {"aten.hardtanh": (-1.0, 1.0), "aten.hardtanh_": (-1.0, 1.0), "aten.clamp": (None, None)}  # their own ends
+CLAMPS |= {"aten.clamp_": (None, None), "aten.relu6": (0.0, 6.0), "aten.relu6_": (0.0, 6.0)}
 CARRIES = RELUS | {
     "aten.max_pool1d",
     "aten.max_pool2d",
@@ -57,10 +61,11 @@ class Points:
 
     Args:
         values: point name -> the node whose value is quantized.
-        producers: node of `values` that is a ReLU -> the layer or addition before it, whose point it is.
+        producers: node of `values` that is a clamp from zero -> the layer or addition before it, whose point it is.
         carried: node that passes quantized values on -> the node of `values` that it has them from.
         layers: convolution or linear -> parameter name of its weight.
         biases: those of them whose bias is a parameter -> its name.
+        tops: node of `producers` -> the highest value that it gives, inf for a ReLU.
     """
 
     values: Mapping[str, str]
@@ -68,6 +73,11 @@ class Points:
     carried: Mapping[str, str]
     layers: Mapping[str, str]
     biases: Mapping[str, str] = field(default_factory=dict)
+    tops: Mapping[str, float] = field(default_factory=dict)
+
+    def top_behind(self, node: str) -> float | None:
+        """Where the values of a layer or addition are clamped behind it, from zero; None where they are not."""
+        return next((self.tops[clamp] for clamp, producer in self.producers.items() if producer == node), None)
 
     def name_at(self, node: str) -> str | None:
         """The point that says how the value of `node` is quantized, or None."""
@@ -96,13 +106,14 @@ def find_points(program: ExportedProgram) -> Points:
     outputs = set(output_nodes(program))
     placed: dict[Node, str] = {}
     producers: dict[str, str] = {}
+    tops: dict[str, float] = {}
     for node in users:
         if operator(node) == "aten.linear" and _only_reaches(node, outputs):
             continue
-        relu = _following_relu(node)
-        placed[relu or node] = names[node]
-        if relu:
-            producers[relu.name] = node.name
+        clamp, top = _following_clamp(node)
+        placed[clamp] = names[node]
+        if top is not None:
+            producers[clamp.name], tops[clamp.name] = node.name, top
     for node in users:
         for value in _reads(node, node in layers):
             placed.setdefault(_source(value, placed), names[_source(value, placed)])
@@ -114,6 +125,7 @@ def find_points(program: ExportedProgram) -> Points:
         carried={node.name: source.name for node in carriers if (source := _source(node, placed)) in placed},
         layers={node.name: weight for node, weight in layers.items()},
         biases={node.name: bias for node in layers if (bias := _bias_of(node, tensors))},
+        tops=tops,
     )
 
 
@@ -195,10 +207,34 @@ def _source(node: Node, placed: Mapping[Node, str]) -> Node:
     return node
 
 
-def _following_relu(node: Node) -> Node | None:
-    """The ReLU that alone reads the node, if there is one."""
+def _following_clamp(node: Node) -> tuple[Node, float | None]:
+    """The clamp from zero that alone reads the node, and its upper end; the node itself and None without one."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and operator(users[0]) in RELUS else None
+    top = top_of(users[0]) if len(users) == 1 else None
+    return (node, None) if top is None else (users[0], top)
+
+
+def top_of(node: Node) -> float | None:
+    """The upper end of a clamp from zero: inf for a ReLU, 6 for a ReLU6; None for every other operator.
+
+    Example:
+        >>> import torch
+        >>> from pruning_bench.graphs import export
+        >>> model = torch.nn.Sequential(torch.nn.ReLU6(), torch.nn.ReLU(), torch.nn.Hardtanh())
+        >>> [top_of(node) for node in export(model, (torch.zeros(2, 3),)).graph.nodes]
+        [None, 6.0, inf, None, None]
+    """
+    name = operator(node)
+    if name in RELUS:
+        return math.inf
+    if name not in CLAMPS:
+        return None
+    given: dict[str, Any] = dict(zip(("min", "max"), CLAMPS[name], strict=True))
+    given |= zip(("min", "max"), node.args[1:], strict=False)
+    given |= {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
+    low, high = given["min"], math.inf if given["max"] is None else given["max"]
+    is_clamp = isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == 0 < high
+    return float(high) if is_clamp else None
 
 
 def _only_reaches(node: Node, outputs: set[Node]) -> bool:

@@ -1,5 +1,6 @@
 """AdaRound: reconstructs outputs better than rounding to nearest, up or down alone, zeros stay, bounded sample."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer_of(weight: Tensor, changed: list[Tensor], floats: list[Tensor], relu: bool = True) -> Layer:
+def layer_of(weight: Tensor, changed: list[Tensor], floats: list[Tensor], top: float | None = math.inf) -> Layer:
     def shows(parts: list[Tensor]) -> Callable[[Callable[[Tensor], None]], None]:
         return lambda see: [see(part) for part in parts] and None
 
     bias = noise(len(weight), seed=9) * 0.1
-    return Layer("w.weight", weight, bias, "w.bias", relu, (), shows(changed), shows(floats))
+    return Layer("w.weight", weight, bias, "w.bias", top, (), shows(changed), shows(floats))
 
 
 def correlated(count: int, columns: int, seed: int) -> Tensor:
@@ -43,10 +44,10 @@ def learned(layer: Layer, bits: int, iterations: int = 200) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("relu", [True, False])
-def test_outputs_are_reconstructed_better_than_by_nearest(parts: int, relu: bool) -> None:
+@pytest.mark.parametrize("top", [math.inf, 6.0, None])
+def test_outputs_are_reconstructed_better_than_by_nearest(parts: int, top: float | None) -> None:
     inputs = torch.stack([correlated(300, 16, seed) for seed in range(parts)])
-    layer = layer_of(noise(8, 16), [inputs * 1.05], [inputs], relu)
+    layer = layer_of(noise(8, 16), [inputs * 1.05], [inputs], top)
     values, nearest, sample = learned(layer, 3)
     found, other = (reconstruction_error(layer, sample, w) for w in (values, nearest))
     assert found < 0.7 * other, f"error {found}, should be below 0.7 of {other}, that of rounding to nearest"
@@ -80,7 +81,7 @@ def test_it_is_never_worse_than_nearest_on_its_sample(monkeypatch: pytest.Monkey
 
 def test_the_sample_is_bounded_and_pairs_the_two_models() -> None:
     floats = [noise(2, 30, 4, seed=1), noise(2, 20, 4, seed=2)]
-    layer = layer_of(noise(6, 4), [2 * part for part in floats], floats, relu=False)
+    layer = layer_of(noise(6, 4), [2 * part for part in floats], floats, top=None)
     sample = sample_layer(layer, torch.Generator().manual_seed(0), cache=80)
     assert sample.inputs.shape == (2, 10, 4), f"{list(sample.inputs.shape)}, should hold 80 numbers"
     weight, bias = layer.weight.view(2, 3, 4), noise(6, seed=9).view(2, 1, 3) * 0.1

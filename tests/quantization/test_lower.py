@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import example
 from pruning_bench.errors import PlanError
-from pruning_bench.quantization import integer, lower
+from pruning_bench.quantization import integer, lower, points
 from pruning_bench.quantization.affine import choose_affine, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.integer import IntegerAdd, IntegerLayer, IntegerMean, bias_affine, bias_codes
@@ -201,3 +201,76 @@ def test_plans_that_do_not_fit_are_refused(change, message, planned) -> None:  #
     model, plan, inputs, _ = planned
     with pytest.raises(PlanError, match=message):
         simulate(change(plan), model, inputs)
+
+
+class Sixes(nn.Module):
+    """A convolution, and an addition, with a ReLU6 behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second, self.last = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 1), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.first(x), inplace=True)
+        x = nn.functional.relu6(self.second(x) + x)
+        y: Tensor = self.last(x.flatten(1))
+        return y
+
+
+def sixes(span: float) -> tuple[nn.Module, QuantPlan, Tensor]:
+    """A model, and its plan whose grids behind the clamps end at `span`."""
+    model, x = Sixes(), 8 * torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    plan = METHOD.plan(model, "w8a8", replace(example(METHOD)[2], example_inputs=(x[:1],), calibration=[(x,)]))
+    grid = choose_affine(torch.tensor(0.0), torch.tensor(span), 8, symmetric=False)
+    return model, replace(plan, activations={**plan.activations, "first.conv2d": grid, "add": grid}), x
+
+
+def clamped_and_rounded(model: nn.Module, plan: QuantPlan, x: Tensor) -> Tensor:
+    """What the bare plan says, spelt out."""
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        made = model.get_submodule(name)
+        weight = fake_quantize(made.weight, plan.weights[f"{name}.weight"])
+        function = nn.functional.linear if made.weight.dim() == 2 else nn.functional.conv2d
+        return function(x, weight, made.bias)
+
+    first = layer(fake_quantize(x, plan.activations["input"]), "first")
+    assert float(first.detach().max()) > 8, "nothing is clamped"
+    first = fake_quantize(first.clamp(0, 6), plan.activations["first.conv2d"])
+    second = fake_quantize(layer(first, "second"), plan.activations["second.conv2d"])
+    return layer(fake_quantize((second + first).clamp(0, 6), plan.activations["add"]).flatten(1), "last")
+
+
+def check_clamps(span: float) -> None:
+    model, plan, x = sixes(span)
+    with torch.no_grad():
+        expected = clamped_and_rounded(model, plan, x)
+        bare, whole = (simulate(plan, model, (x[:1],), rules)(x) for rules in (frozenset(), lower.INTEGER))
+    assert torch.equal(bare, expected), f"the bare plan is off by {float((bare - expected).abs().max())}"
+    error = float((whole - expected).abs().max() / expected.abs().max())
+    assert error < 0.01, f"on integers it is off by {error:.4f} of the largest output"
+
+
+@pytest.mark.parametrize("span", [3.0, 6.0, 6.01, 9.0])
+def test_clamps_from_zero_are_those_of_the_model_whatever_the_grid(span: float) -> None:
+    check_clamps(span)
+
+
+def test_mutants_that_leave_clamps_out_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower, "_implies", lambda coding, top: coding is not None)
+    with pytest.raises(AssertionError, match="off by"):
+        check_clamps(9.0)
+
+
+@pytest.mark.parametrize(("span", "left"), [(3.0, 0), (6.0, 0), (9.0, 2)])
+def test_only_clamps_that_the_grid_does_not_imply_are_left(span: float, left: int) -> None:
+    model, plan, x = sixes(span)
+    for form in (lower.Simulation(frozenset()), lower.Simulation(lower.INTEGER), lower.Qdq(False)):
+        graph = lower.lower(plan, model, (x[:1],), form).graph
+        clamps = [node for node in graph.nodes if points.top_of(node) is not None]
+        assert len(clamps) == left, f"{form}: {len(clamps)} clamps in the graph, should be {left}"
+    rounded = [node for node in graph.nodes if str(node.target).startswith(lower.POINTS)]
+    behind = [str(clamp.all_input_nodes[0].target).startswith(lower.POINTS) for clamp in clamps]
+    assert all(behind), f"{behind}: a clamp that is left reads what is not rounded, so no integer kernel is found"
+    assert len(rounded) == 5 + left, f"{len(rounded)} q/dq pairs, should be {5 + left}"

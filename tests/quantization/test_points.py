@@ -1,5 +1,7 @@
 """Where the canonical plan quantizes."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -80,3 +82,33 @@ def test_a_last_linear_layer_gives_float() -> None:
     assert list(points.values) == ["input", "0.linear"], f"{list(points.values)}, should leave the output in float"
     both = nn.Sequential(nn.Linear(4, 4))
     assert list(points_of(both, 4).values) == ["input"], "a single linear layer should give float"
+
+
+class Clamped(nn.Module):
+    """Layers with a clamp of one kind behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(6))
+        self.six, self.hard = nn.ReLU6(inplace=True), nn.Hardtanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.six(self.layers[0](x))
+        x = torch.clamp(self.layers[1](x), 0, 2)
+        x = torch.clamp(self.layers[2](x), min=0)
+        x = self.hard(self.layers[3](x))
+        x = torch.clamp(self.layers[4](x), max=3)
+        return self.layers[5](x).relu_()  # type: ignore[no-any-return]
+
+
+def test_the_point_stands_after_a_clamp_from_zero() -> None:
+    points = points_of(Clamped(), 3, 4, 4)
+    tops = {points.name_at(clamp): top for clamp, top in points.tops.items()}
+    expected = {"layers.0.conv2d": 6.0, "layers.1.conv2d": 2.0, "layers.2.conv2d": math.inf}
+    expected["layers.5.conv2d"] = math.inf
+    assert tops == expected, f"{tops}, should be {expected}"
+    others = {name for name in points.values if name is not None} - set(expected)
+    wanted = {"input", "layers.3.conv2d", "hard.hardtanh", "layers.4.conv2d", "clamp_2"}
+    assert others == wanted, f"{others}, should be {wanted}"
+    assert points.top_behind("conv2d") == 6.0, f"{points.top_behind('conv2d')}, should be where the ReLU6 ends"
+    assert points.top_behind("conv2d_3") is None, "a Hardtanh from -1 was taken for a clamp from zero"

@@ -55,7 +55,7 @@ class Built:
 
 
 class Depthwise(nn.Module):
-    """Grouped convolutions, strides, dilation, a mean in float, and a ReLU behind the last layer."""
+    """Grouped convolutions, strides, dilation, a mean in float, a ReLU6, and a ReLU behind the last layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Depthwise(nn.Module):
         self.gate = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.depth(torch.relu(self.norm(self.expand(x)))))
+        x = nn.functional.relu6(self.depth(torch.relu(self.norm(self.expand(x)))))
         x = self.point(x)
         return torch.relu(self.gate(x.flatten(2).mean(2)))
 
@@ -139,6 +139,22 @@ def test_int8_equals_its_simulation(name: str, models: Models) -> None:
 def test_every_layer_runs_in_int8(name: str, models: Models) -> None:
     built = models[name]
     check_all_integer(built.session, [weight.removesuffix(".weight") for weight in built.plan.weights])
+
+
+@pytest.mark.parametrize(("factor", "clips"), [(1.0, 0), (1.7, 1)])
+def test_a_relu6_costs_no_integer_kernel(factor: float, clips: int, models: Models) -> None:
+    """It is the clamp of the quantizer; where its grid is wider than that, a node between codes."""
+    built = models["depthwise"]
+    grid = built.plan.activations["depth.conv2d"]
+    wide = {**built.plan.activations, "depth.conv2d": replace(grid, scale=grid.scale * factor)}
+    plan = replace(built.plan, activations=wide)
+    assert float(grid.scale) * 255 == pytest.approx(6.0), f"nothing is clamped: {grid}"
+    session = OnnxRuntime().build(Made(built.model, plan), built.inputs)
+    check_all_integer(session, [weight.removesuffix(".weight") for weight in plan.weights])
+    found = [kernel.operator for kernel in session.kernels].count("Clip")
+    assert found == clips, f"{found} Clip nodes, should be {clips}: {session.kernels}"
+    with torch.inference_mode():
+        check_equals_simulation(session, built.x, simulate(plan, built.model, built.inputs, OnnxRuntime.rules)(built.x))
 
 
 @pytest.mark.parametrize("name", ["residual", "resnet20"])

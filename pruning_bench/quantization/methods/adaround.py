@@ -34,9 +34,10 @@ class AdaRound:
     With scale s, w' = s * clamp(floor(w / s) + h(v), low, high), h(v) = clamp(1.2 * sigmoid(v) - 0.1, 0, 1), and v
     minimises ||relu(W' x' + b) - relu(W x + b)||^2 / ||relu(W_nearest x' + b) - relu(W x + b)||^2 + lambda * mean(1 -
     |2 h(v) - 1|^beta) by Adam. Here x are the layer's inputs in the float model and x' those that the rounded layers
-    before it give; the ReLU is left out where none follows. beta falls along a cosine from 20 to 2; during the first
-    fifth of the iterations lambda is 0. A weight that is zero stays zero. Where the outcome reconstructs the sampled
-    outputs worse than rounding to nearest does, the layer is rounded to nearest.
+    before it give; relu is the ReLU, ReLU6 or other clamp from zero behind the layer, and left out where none follows.
+    beta falls along a cosine from 20 to 2; during the first fifth of the iterations lambda is 0. A weight that is zero
+    stays zero. Where the outcome reconstructs the sampled outputs worse than rounding to nearest does, the layer is
+    rounded to nearest.
 
     Inputs of a layer, patches of a convolution, are sampled at random from all calibration examples; how many fit into
     `CACHE` numbers is the bound of memory.
@@ -101,7 +102,7 @@ class Sample:
 
     Args:
         inputs: [parts, n, columns], of the model with rounded layers.
-        targets: [parts, n, outputs of a part], of the float model, behind its ReLU.
+        targets: [parts, n, outputs of a part], of the float model, behind its clamp.
     """
 
     inputs: Tensor
@@ -151,11 +152,11 @@ def _take(watch: Callable[[Callable[[Tensor], None]], None], chosen: Tensor) -> 
 
 
 def _outputs(inputs: Tensor, columns: Tensor, layer: Layer) -> Tensor:
-    """relu(W x + b), [parts, n, outputs of a part]."""
+    """clamp(W x + b), [parts, n, outputs of a part]; the clamp where the model has one from zero, as a ReLU is."""
     made = inputs @ columns
     if layer.bias is not None:
         made = made + matrix(layer.bias, len(inputs))
-    return made.relu() if layer.relu else made
+    return made if layer.top is None else made.clamp(0, layer.top)
 
 
 def reconstruction_error(layer: Layer, sample: Sample, values: Tensor) -> float:
