@@ -55,6 +55,26 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bo
         raise ModelError(WHO, _reason(error), "a model that torch.export traces", _place(error, model)) from error
 
 
+def example_dimensions(program: ExportedProgram) -> dict[str, int]:
+    """Node -> the dimension of its first argument that counts examples; only nodes where exactly one does.
+
+    Example:
+        >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.ReLU()), (torch.ones(1, 3),))
+        >>> example_dimensions(program)
+        {'linear': 0, 'flatten': 0}
+    """
+    inputs = [value for node in input_nodes(program) if isinstance(value := node.meta.get("val"), Tensor)]
+    counts = {str(value.shape[0]) for value in inputs if value.dim()}
+    found = {}
+    for node in program.graph.nodes:
+        value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
+        sizes = list(map(str, value.shape)) if isinstance(value, Tensor) and node.op == "call_function" else []
+        dimensions = [d for d, size in enumerate(sizes) if size in counts]
+        if len(dimensions) == 1:
+            found[node.name] = dimensions[0]
+    return found
+
+
 def at_least_two(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs with a batch of one repeated to two: exporting a dynamic batch takes one as a constant."""
     return tuple(

@@ -20,7 +20,7 @@ from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, compress
 from pruning_bench.environment import cores
-from pruning_bench.errors import ModelError, PruningBenchError, UnavailableError, one_line
+from pruning_bench.errors import ModelError, PlanError, PruningBenchError, UnavailableError, one_line
 from pruning_bench.fingerprints import fingerprint
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
@@ -98,6 +98,8 @@ class Workbench:
         key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device, size)
 
         def made() -> Tensor:
+            if together := self._together(case):
+                return self._run(together, case, case.threads, cores() // case.threads)
             session = self.session(case)
             workers = cores() // case.threads if session.concurrent else 1
             return self._run(session.run, case, case.threads, workers, size)
@@ -224,6 +226,20 @@ class Workbench:
             self.compressed(case), self.example_inputs(case), threads=case.threads, device=case.device
         )
         return session
+
+    def _together(self, case: Case) -> Callable[..., Tensor] | None:
+        """Runs many examples as a simulation with dynamic ranges runs one at a time.
+
+        None for every other case, and where the model's layers do not tell one example from another.
+        """
+        made = self.compressed(case)
+        plan, simulated = made.quant_plan, getattr(RUNTIMES[case.runtime], "simulates_quantized", False)
+        if not simulated or plan is None or not plan.dynamic or (case.batch, case.device) != (1, "cpu"):
+            return None
+        try:
+            return torch.inference_mode()(lower.simulate(plan, made.float_model, made.example_inputs, singly=True))
+        except PlanError:
+            return None
 
     def _batch(self, case: Case) -> int:
         """How many examples run at once: dynamic ranges are a whole batch's, so there as many as are timed."""

@@ -60,14 +60,19 @@ def test_outputs_are_those_of_the_session_that_is_timed_and_made_once(bench: Wor
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_dynamic_ranges_are_those_of_the_batch_that_is_timed(bench: Workbench, batch: int) -> None:
-    """Mutant: a larger batch, whose one range is coarser and depends on what else is in it."""
+    """Mutant: a larger batch, whose one range is coarser and depends on what else is in it.
+
+    One at a time they may run together, so that sums of floats before a layer are rounded otherwise.
+    """
     case = replace(CASE, recipe="dynamic:w8a8", batch=batch)
     test, run = bench.dataset(case.dataset).test, bench.session(case).run
     alone = torch.cat([run(*test.arguments(slice(start, start + batch))) for start in range(0, COUNT, batch)])
     together = run(*test.arguments())
+    mutant = float((together - alone).abs().mean())
+    assert mutant > 0, "the batch has no say here, so this tests nothing"
     for found in (bench.logits(case), bench.simulated_logits(case)):
-        assert torch.equal(found, alone), f"off by {float((found - alone).abs().max())}"
-    assert not torch.equal(together, alone), "the batch has no say here, so this tests nothing"
+        error = float((found - alone).abs().mean())
+        assert error <= (mutant / 100 if batch == 1 else 0), f"off by {error}, other batches by {mutant}"
 
 
 @pytest.mark.parametrize(("concurrent", "most"), [(True, 4), (False, 1)])

@@ -5,7 +5,8 @@
     y     = sum((code - zero_point) * weight code) * (scale * weight scale) + bias
 
 All in float32 but the sum, which is exact; round half to even. These are the words of ONNX's DynamicQuantizeLinear.
-A tensor is a whole batch: what stands beside an example in its batch has a say in how it is rounded.
+A tensor is a whole batch: what stands beside an example in its batch has a say in how it is rounded. Where one
+dimension of it counts the examples, each can be given the range that it has alone: many run at once as if one by one.
 """
 
 from __future__ import annotations
@@ -19,36 +20,46 @@ from pruning_bench.quantization.contract import Affine
 HIGHEST = 255
 
 
-def dynamic_affine(x: Tensor) -> tuple[Tensor, Tensor]:
+def dynamic_affine(x: Tensor, examples: int | None = None) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a tensor by its own range, widened to hold zero; float32, both of shape [].
+
+    Args:
+        examples: the dimension that counts examples: a range for each, of shape [1, ..., n, ..., 1].
 
     Example:
         >>> scale, zero_point = dynamic_affine(torch.tensor([-1.0, 1.55]))
         >>> round(float(scale), 6), float(zero_point)
         (0.01, 100.0)
     """
-    low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
+    others = tuple(d for d in range(x.dim()) if d != examples)
+    low, high = (x, x) if not others else (x.amin(others, examples is not None), x.amax(others, examples is not None))
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = (high - low) / HIGHEST
     scale = torch.where(scale > 0, scale, 1.0)
     return scale, (0.0 - low / scale).clamp(0, HIGHEST).round()
 
 
 class DynamicLinear(nn.Module):
-    """y = x W^T + b on codes, see the module's text; W by its affine."""
+    """y = x W^T + b on codes, see the module's text; W by its affine.
+
+    Args:
+        examples: the dimension of x whose entries have ranges of their own; None: one range for all.
+    """
 
     codes: Tensor
     step: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None, examples: int | None = None) -> None:
         super().__init__()
+        self.examples = examples
         self.register_buffer("codes", quantize(weight, affine).double())  # exact: 255 * 127 * 2^38 terms fit
         self.register_buffer("step", affine.scale.reshape(-1).clone())
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], float32."""
-        scale, zero_point = dynamic_affine(x)
+        scale, zero_point = dynamic_affine(x, self.examples)
         centered = ((x / scale).round() + zero_point).clamp(0, HIGHEST) - zero_point
         total = nn.functional.linear(centered.double(), self.codes).float() * (scale * self.step)
         return total if self.bias is None else total + self.bias

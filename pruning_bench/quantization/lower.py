@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from pruning_bench.errors import PlanError, closest
-from pruning_bench.graphs import export, operator, readable_names
+from pruning_bench.graphs import example_dimensions, export, operator, readable_names
 from pruning_bench.quantization import qdq
 from pruning_bench.quantization.affine import affine_of
 from pruning_bench.quantization.blocked import BlockedLinear, block_of
@@ -65,6 +65,7 @@ class Site:
         relu: a clamp from zero stands between the node and its quantizer.
         weight, weight_coding, bias: of a layer.
         dynamic: its input is quantized at run time.
+        examples: the dimension of its input that counts examples; None where none does, or several do.
         alone: the plan quantizes weights and nothing else.
     """
 
@@ -78,6 +79,7 @@ class Site:
     weight_coding: Coding | None = None
     bias: Tensor | None = None
     dynamic: bool = False
+    examples: int | None = None
     alone: bool = False
 
 
@@ -110,6 +112,8 @@ def simulate(
     float_model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     rules: frozenset[Rule] = INTEGER,
+    *,
+    singly: bool = False,
 ) -> nn.Module:
     """The quantized model in eager: a plain module that computes what a runtime with these rules computes.
 
@@ -118,12 +122,14 @@ def simulate(
         float_model: the model just before quantization (its batch norm is folded here); never changed.
         example_inputs: positional arguments of its forward; any batch size runs afterwards.
         rules: what the runtime does; the empty set is the bare plan.
+        singly: examples are quantized at run time as if each were run alone, however many run at once.
     Raises:
-        PlanError: the plan names what the model does not have, or has other shapes.
+        PlanError: the plan names what the model does not have, or has other shapes; `singly` where a layer's input has
+            no dimension of examples.
     """
     if plan.dtype is not None:
         return cast(float_model, plan.dtype)
-    return lower(plan, float_model, example_inputs, Simulation(rules))
+    return lower(plan, float_model, example_inputs, Simulation(rules, singly))
 
 
 def relevant(rules: frozenset[Rule], plan: QuantPlan) -> frozenset[Rule]:
@@ -149,6 +155,7 @@ class Simulation:
     """Modules that compute."""
 
     rules: frozenset[Rule]
+    singly: bool = False
     every_value = False
 
     @property
@@ -162,7 +169,10 @@ class Simulation:
         assert site.weight_coding is not None
         x, coding = site.inputs[0], site.weight_coding
         if site.dynamic:
-            return DynamicLinear(site.weight, affine_of(coding, site.name), site.bias), False
+            if self.singly and site.examples is None:
+                raise PlanError(WHO, "an input without one dimension of examples", "one, to run them singly", site.name)
+            examples = site.examples if self.singly else None
+            return DynamicLinear(site.weight, affine_of(coding, site.name), site.bias, examples), False
         block = block_of(site.weight, coding) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
         if block is not None:
             return BlockedLinear(site.weight, affine_of(coding, site.name), site.bias, block), False
@@ -251,6 +261,7 @@ class _Lowering:
     def __init__(self, plan: QuantPlan, program: ExportedProgram, points: Points, form: Form) -> None:
         self.plan, self.points, self.form = plan, points, form
         self.readable = {node.name: name for node, name in readable_names(program).items()}
+        self.examples = example_dimensions(program)
         self.module, self.now = runnable(program)
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
@@ -308,11 +319,8 @@ class _Lowering:
         site = self._site(name, node, node.args[:1], node.args[3:])
         bias = held[1] if len(held) == 2 else None
         dynamic = self.plan.dynamic and operator(node) == "aten.linear"
-        return self.form.layer(
-            replace(
-                site, weight=held[0], weight_coding=coding, bias=bias, dynamic=dynamic, alone=self.plan.weights_only
-            )
-        )
+        site = replace(site, weight=held[0], weight_coding=coding, bias=bias, alone=self.plan.weights_only)
+        return self.form.layer(replace(site, dynamic=dynamic, examples=self.examples.get(name)))
 
     def _tensor(self, value: Any) -> Tensor | None:
         """The parameter or buffer that an argument reads."""

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning_bench import compress, load, save
-from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.errors import LevelError, ModelError, PlanError
 from pruning_bench.graphs import export
 from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization import dynamic
-from pruning_bench.quantization.dynamic import HIGHEST, dynamic_affine
+from pruning_bench.quantization.dynamic import HIGHEST, DynamicLinear, dynamic_affine
+from pruning_bench.quantization.lower import simulate
+from pruning_bench.quantization.plans import choose_weight
 from pruning_bench.quantization.points import find_points
 from pruning_bench.registry import RUNTIMES
 
@@ -133,12 +135,61 @@ def test_onnxruntime_runs_what_is_simulated(recipe: str) -> None:
 
 
 def test_the_check_of_the_simulation_bites(monkeypatch: pytest.MonkeyPatch) -> None:
-    wider = lambda x: tuple(value * factor for value, factor in zip(dynamic_affine(x), (1.2, 1.0), strict=True))  # noqa: E731
+    wider = lambda x, at: tuple(v * factor for v, factor in zip(dynamic_affine(x, at), (1.2, 1.0), strict=True))  # noqa: E731
     monkeypatch.setattr(dynamic, "dynamic_affine", wider)
     made.cache_clear()
     with pytest.raises(AssertionError, match="off its simulation"):
         check_simulated("dynamic:w8a8")
     made.cache_clear()
+
+
+def check_together(singly: bool) -> None:
+    compressed = made("dynamic:w8a8")
+    assert compressed.quant_plan is not None
+    plan, inputs = compressed.quant_plan, compressed.example_inputs
+    together = simulate(plan, compressed.float_model, inputs, singly=singly)
+    with torch.no_grad():
+        single = torch.cat([compressed.model(*(value[i : i + 1] for value in batch())) for i in range(24)])
+        error = float((together(*batch()) - single).abs().max())
+    assert error < 1e-6, f"off by {error} from one by one"
+
+
+def test_examples_that_run_together_are_rounded_as_one_by_one() -> None:
+    check_together(singly=True)
+    with pytest.raises(AssertionError, match="one by one"):
+        check_together(singly=False)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(4, 3), (4, 5, 3), (4, 2, 2, 3)]), st.integers(0, 2))
+@settings(deadline=None)
+def test_a_layer_with_a_range_for_each_example_is_exact(seed: int, shape: tuple[int, ...], at: int) -> None:
+    at = min(at, len(shape) - 2)
+    generator = torch.Generator().manual_seed(seed)
+    weight, x = torch.randn(5, shape[-1], generator=generator), torch.randn(shape, generator=generator)
+    affine = choose_weight(weight, 8, "per_channel")
+    plain, single = DynamicLinear(weight, affine, None), DynamicLinear(weight, affine, None, at)
+    found, wanted = single(x), torch.cat([plain(part) for part in x.split(1, at)], at)
+    assert torch.equal(found, wanted), f"off by {float((found - wanted).abs().max())}"
+
+
+class Merged(nn.Module):
+    """A layer that sees examples and tokens in one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.flatten(0, 1)).unflatten(0, (-1, 5)).mean(1)
+        return y
+
+
+def test_where_examples_cannot_be_told_apart_they_are_not_run_together() -> None:
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4))
+    compressed = compress(Merged(), "dynamic:w8a8", example_inputs=(x[:1],))
+    assert compressed.quant_plan is not None
+    with pytest.raises(PlanError, match=r"QuantPlan: an input without one dimension of examples.*layer"):
+        simulate(compressed.quant_plan, compressed.float_model, (x[:1],), singly=True)
 
 
 def test_a_file_holds_what_is_dynamic(tmp_path: Any) -> None:
