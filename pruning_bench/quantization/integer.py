@@ -7,6 +7,7 @@ machine, the batch size or the number of threads. What enters and leaves are flo
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,18 @@ from pruning_bench.quantization.contract import Affine, Coding
 
 EXACT_IN_FLOAT32 = 2**24
 BIAS_LIMIT = 2**31 - 1
+
+
+class Rounding(enum.Enum):
+    """How a runtime finds the code, less the zero point z, of a value on a grid of scale s; they differ near ties.
+
+    Each operation is rounded to float32. l and h are the least and the highest value of the grid, n its steps.
+    """
+
+    RECIPROCAL = "round(x * (1 / s))"  # as torch does
+    DIVISION = "round(x / s)"
+    SHIFTED = "round(x * (1 / s) + z) - z"
+    ENDS = "round(x * (n / (h - l)) - l * (n / (h - l))) - z, l being code 0"
 
 
 def bias_affine(x: Affine, weight: Affine) -> Affine:
@@ -55,6 +68,18 @@ class Grid(nn.Module):
         """code - zero_point of values that already lie on the grid; float32 whole numbers."""
         return (x * (1 / self.scale)).round_()
 
+    def steps(self, x: Tensor, rounding: Rounding) -> Tensor:
+        """code - zero_point of values as they come, before the clamp; float32 whole numbers."""
+        if rounding is Rounding.RECIPROCAL:
+            return (x * (1 / self.scale)).round_()
+        if rounding is Rounding.DIVISION:
+            return (x / self.scale).round_()
+        if rounding is Rounding.SHIFTED:
+            return (x * (1 / self.scale)).add_(self.zero_point).round_().sub_(self.zero_point)
+        low, high = self.least * self.scale, self.most * self.scale
+        factor = (self.most - self.least) / (high - low)
+        return (x * factor).sub_(low * factor).round_().add_(self.least)
+
     def settle(self, steps: Tensor, relu: bool = False) -> Tensor:
         """Values on this grid from real multiples of its scale (overwritten); a ReLU is the clamp at zero's code."""
         return steps.round_().clamp_(max(self.least, 0) if relu else self.least, self.most).mul_(self.scale)
@@ -64,16 +89,16 @@ class FakeQuantize(Grid):
     """x -> the nearest value of the grid.
 
     Args:
-        divide: round(x / scale) as runtimes do, else round(x * (1 / scale)) as torch does; they differ near ties.
+        rounding: to which of two neighbours near a tie.
     """
 
-    def __init__(self, affine: Affine, divide: bool) -> None:
+    def __init__(self, affine: Affine, rounding: Rounding) -> None:
         super().__init__(affine)
-        self.divide = divide
+        self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return self.settle(x / self.scale) if self.divide else fake_quantize(x, self.affine)
+        return self.settle(self.steps(x, self.rounding))
 
 
 class FloatLayer(nn.Module):
@@ -97,15 +122,19 @@ class FloatLayer(nn.Module):
 
 
 class IntegerLayer(nn.Module):
-    """A convolution or linear layer on codes: sum((x - z_x) * w) + bias in int32, then one float32 multiplication.
+    """A convolution or linear layer on codes: the exact sum of (x - z_x) * w, and what runtimes make of it in float32.
 
-    With an output grid: code = clamp(round(sum * (s_x * s_w / s_y)) + z_y); without one the output is the
-    float sum * (s_x * s_w). A bias in float is added in between: round((sum * (s_x * s_w) + bias) * (1 / s_y)).
+    By one factor:   code = clamp(round((sum + b) * (s_x * s_w / s_y)) + z_y), b being the bias's int32 code
+    With a rounding: code = clamp(rounding(sum * (s_x * s_w) + b * (s_x * s_w)) + z_y)
+    Float bias:      code = clamp(rounding(sum * s_x * s_w + bias) + z_y), from the left
+
+    Without an output grid the output is the float that would be rounded, by one factor (sum + b) * (s_x * s_w).
 
     Args:
         x, y: affines of input and output; y None for float output.
-        relu: a ReLU follows before the output is quantized.
-        whole_bias: the bias is an int32 code in the sum, else a float behind it.
+        relu: a clamp from zero follows before the output is quantized.
+        rounding: None for one factor, which goes with an integer bias.
+        whole_bias: the bias is an int32 code of scale s_x * s_w.
     """
 
     codes: Tensor
@@ -122,35 +151,41 @@ class IntegerLayer(nn.Module):
         x: Affine,
         y: Affine | None,
         relu: bool,
+        rounding: Rounding | None = None,
         whole_bias: bool = True,
     ) -> None:
         super().__init__()
         self.operator, self.rest, self.relu = operator, tuple(rest), relu
-        self.x, self.y, self.whole_bias = Grid(x), Grid(y) if y else None, whole_bias
+        self.x, self.y, self.rounding = Grid(x), Grid(y) if y else None, rounding
         codes = quantize(weight, affine)
-        whole = (
-            torch.zeros(len(codes))
-            if bias is None or not whole_bias
-            else bias_codes(bias, bias_affine(x, affine)).double()
-        )
-        worst = codes.double().abs().flatten(1).sum(1) * max(-self.x.least, self.x.most) + whole.abs()
+        grid = bias_affine(x, affine)
+        whole = None if bias is None or not whole_bias else bias_codes(bias, grid).double()
+        inside = whole if rounding is None else None  # what the sum begins with
+        worst = codes.double().abs().flatten(1).sum(1) * max(-self.x.least, self.x.most)
+        worst = worst if inside is None else worst + inside.abs()
         exact = torch.float32 if float(worst.max()) < EXACT_IN_FLOAT32 else torch.float64
         self.register_buffer("codes", codes.to(exact))
+        self.register_buffer("bias", None if inside is None else inside.to(exact))
         shape = (-1, *[1] * (weight.dim() - 2)) if weight.dim() > 2 else (-1,)
-        self.register_buffer("bias", None if bias is None or not whole_bias else whole.to(exact))
-        self.register_buffer("float_bias", None if bias is None or whole_bias else bias.reshape(shape))
-        step = (x.scale * affine.scale).reshape(-1).expand(len(codes))
-        step = step / y.scale if y and whole_bias else step
+        step = grid.scale.expand(len(codes))
+        behind = None if rounding is None else bias if whole is None else whole.float() * step
+        self.register_buffer("float_bias", None if behind is None else behind.reshape(shape))
+        if rounding is None and y:
+            step = step / y.scale
+        elif not whole_bias:  # by the other factor first
+            step = affine.scale.reshape(-1).expand(len(codes))
+        self.first = None if whole_bias else float(x.scale)
         self.register_buffer("multiplier", step.reshape(shape).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """As the operator."""
-        total = self.operator(self.x.centered(x).to(self.codes.dtype), self.codes, self.bias, *self.rest)
-        steps = total.float() * self.multiplier
-        if not self.whole_bias:
-            steps = steps if self.float_bias is None else steps.add_(self.float_bias)
-            steps = steps if self.y is None else steps.mul_(1 / self.y.scale)
-        return steps if self.y is None else self.y.settle(steps, self.relu)
+        total = self.operator(self.x.centered(x).to(self.codes.dtype), self.codes, self.bias, *self.rest).float()
+        total = total if self.first is None else total * self.first
+        made = total * self.multiplier
+        made = made if self.float_bias is None else made.add_(self.float_bias)
+        if self.y is None:
+            return made
+        return self.y.settle(made if self.rounding is None else self.y.steps(made, self.rounding), self.relu)
 
 
 class IntegerAdd(nn.Module):

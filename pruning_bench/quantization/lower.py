@@ -26,7 +26,7 @@ from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantPla
 from pruning_bench.quantization.dynamic import DynamicLinear
 from pruning_bench.quantization.float8 import FakeFloat8
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean
+from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean, Rounding
 from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable, summed
 
 WHO = "QuantPlan"
@@ -37,7 +37,10 @@ class Rule(enum.Enum):
     """What a runtime does that the bare plan (fake-quantized tensors around float operators) does not say."""
 
     INTEGER_SUMS = "layers sum codes exactly"
-    INTEGER_BIASES = "biases are int32 codes of scale s_x * s_w, in that sum; else float, added behind it"
+    INTEGER_BIASES = "biases are int32 codes of scale s_x * s_w; else float"
+    ONE_FACTOR = "such a bias is in that sum, which is multiplied once, by s_x * s_w / s_y, and rounded"
+    SHIFTED = "a layer rounds its output with the zero point added to it"
+    ENDS = "values and outputs of layers are rounded after a multiplication and an addition that map a grid's ends"
     INTEGER_ADDS = "additions and global average pools compute on codes"
     SUMS_IN_LAYERS = (
         "an addition runs in the layer that gives its first operand to it alone, which is not quantized then"
@@ -49,7 +52,7 @@ class Rule(enum.Enum):
     )
 
 
-INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS, Rule.BLOCKED_INPUTS}
+INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS, Rule.BLOCKED_INPUTS, Rule.SHIFTED, Rule.ENDS}
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,9 @@ class Simulation:
             return FloatLayer(site.function, site.weight, coding, site.bias, site.arguments), False
         common = (site.function, site.weight, coding, site.bias, site.arguments)
         y, whole_bias = self._fused(site), Rule.INTEGER_BIASES in self.rules
-        return IntegerLayer(*common, x, y, site.relu, whole_bias), y is not None
+        rounding = Rounding.SHIFTED if Rule.SHIFTED in self.rules else self._rounding
+        one = whole_bias and Rule.ONE_FACTOR in self.rules
+        return IntegerLayer(*common, x, y, site.relu, None if one else rounding, whole_bias), y is not None
 
     def add(self, site: Site) -> tuple[nn.Module, bool] | None:
         """On codes when both sides and the sum are quantized."""
@@ -198,7 +203,14 @@ class Simulation:
 
     def value(self, coding: Coding, name: str) -> nn.Module:
         """A float value rounded to its grid."""
-        return FakeFloat8(coding) if isinstance(coding, Float8) else FakeQuantize(coding, Rule.DIVIDE in self.rules)
+        return FakeFloat8(coding) if isinstance(coding, Float8) else FakeQuantize(coding, self._rounding)
+
+    @property
+    def _rounding(self) -> Rounding:
+        """Of values in float."""
+        if Rule.ENDS in self.rules:
+            return Rounding.ENDS
+        return Rounding.DIVISION if Rule.DIVIDE in self.rules else Rounding.RECIPROCAL
 
     def _fused(self, site: Site, rule: Rule = Rule.INTEGER_SUMS) -> Affine | None:
         """The affine of the output where the module at the site quantizes it too."""

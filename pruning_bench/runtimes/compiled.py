@@ -43,7 +43,7 @@ class Compiled:
 
     name: ClassVar[str] = "compiled"
     optional: ClassVar[bool] = True
-    rules: ClassVar[frozenset[Rule]] = frozenset({Rule.INTEGER_SUMS, Rule.RELU_IS_CLAMP})
+    rules: ClassVar[frozenset[Rule]] = frozenset({Rule.INTEGER_SUMS, Rule.RELU_IS_CLAMP, Rule.SHIFTED})
 
     def available(self, device: str = "cpu") -> str | None:
         """None, or the reason with the install command."""

@@ -44,7 +44,7 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
     optional: ClassVar[bool] = True
     rules: ClassVar[frozenset[Rule]] = frozenset(
-        {Rule.INTEGER_SUMS, Rule.INTEGER_BIASES, Rule.SUMS_IN_LAYERS, Rule.RELU_IS_CLAMP}
+        {Rule.INTEGER_SUMS, Rule.INTEGER_BIASES, Rule.ENDS, Rule.SUMS_IN_LAYERS, Rule.RELU_IS_CLAMP}
     )
 
     def available(self, device: str = "cpu") -> str | None:

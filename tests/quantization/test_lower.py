@@ -1,8 +1,10 @@
 """The simulation: where it rounds, that it is exact on codes, and which plans it refuses."""
 
 import copy
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,11 +16,12 @@ from pruning_bench.errors import PlanError
 from pruning_bench.quantization import integer, lower, points
 from pruning_bench.quantization.affine import choose_affine, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
-from pruning_bench.quantization.integer import IntegerAdd, IntegerLayer, IntegerMean, bias_affine, bias_codes
+from pruning_bench.quantization.integer import IntegerAdd, IntegerLayer, IntegerMean, Rounding, bias_affine, bias_codes
 from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
 
 METHOD = Static()
+ONE = np.float32(1)
 CONV, LINEAR = torch.ops.aten.conv2d.default, torch.ops.aten.linear.default
 
 
@@ -150,6 +153,56 @@ def test_mutant_layers_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer.Grid, "centered", lambda self, x: (x / self.scale).floor())
     with pytest.raises(AssertionError, match="steps"):
         check_layer(1, 8, bias=False, relu=False)
+
+
+WORDS = {  # of numpy's float32, which rounds every operation
+    Rounding.RECIPROCAL: lambda x, s, z, low, high: np.rint(x * (ONE / s)),
+    Rounding.DIVISION: lambda x, s, z, low, high: np.rint(x / s),
+    Rounding.SHIFTED: lambda x, s, z, low, high: np.rint(x * (ONE / s) + z) - z,
+    Rounding.ENDS: lambda x, s, z, low, high: (
+        np.rint(
+            x * ((high - low) / ((high - z) * s - (low - z) * s))
+            - (low - z) * s * ((high - low) / ((high - z) * s - (low - z) * s))
+        )
+        - (z - low)
+    ),
+}
+
+
+@given(st.integers(0, 10_000), st.sampled_from(list(Rounding)), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_roundings_are_what_they_say(seed: int, rounding: Rounding, whole_bias: bool) -> None:
+    x, x_affine = grid(seed, False, (400, 24))
+    weight, w_affine = grid(seed + 1, True, (16, 24), axis=0)
+    bias = torch.randn(16, generator=torch.Generator().manual_seed(seed))
+    _, y_affine = grid(seed + 2, False, (9,))
+    layer = IntegerLayer(LINEAR, weight, w_affine, bias, (), x_affine, y_affine, False, rounding, whole_bias)
+    found = quantize(layer(fake_quantize(x, x_affine)), y_affine)
+    total = (quantize(x, x_affine).long() - x_affine.zero_point) @ quantize(weight, w_affine).long().T
+    sums, s_x, s_w = total.numpy().astype(np.float32), x_affine.scale.numpy(), w_affine.scale.numpy()
+    if whole_bias:
+        codes = bias_codes(bias, bias_affine(x_affine, w_affine)).numpy().astype(np.float32)
+        value = sums * (s_x * s_w) + codes * (s_x * s_w)
+    else:
+        value = sums * s_x * s_w + bias.numpy()
+    low, high, z = np.float32(y_affine.low), np.float32(y_affine.high), np.float32(y_affine.zero_point)
+    steps = WORDS[rounding](value, y_affine.scale.numpy(), z, low, high) + z
+    assert value.dtype == steps.dtype == np.float32, f"{value.dtype}, {steps.dtype}: not what is claimed"
+    expected = torch.from_numpy(steps).clamp(y_affine.low, y_affine.high).to(torch.int32)
+    assert torch.equal(found, expected), f"{int((found != expected).sum())} codes of {expected.numel()} differ"
+
+
+def test_roundings_differ_near_ties() -> None:
+    """Else the test above could not tell one from another."""
+    seen: set[tuple[Rounding, Rounding]] = set()
+    for end in (1.7, 1.71, 2.3, 0.9):
+        affine = choose_affine(torch.tensor(-1.3), torch.tensor(end), 8, symmetric=False)
+        x = (torch.arange(-120, 120) + 0.5).repeat(400) * affine.scale
+        x = x * (1 + torch.linspace(-3e-7, 3e-7, len(x)))
+        steps = {rounding: integer.Grid(affine).steps(x, rounding) for rounding in Rounding}
+        pairs = itertools.combinations(Rounding, 2)
+        seen |= {(one, two) for one, two in pairs if not torch.equal(steps[one], steps[two])}
+    assert len(seen) == 6, f"of the six pairs only {seen} differ"
 
 
 def test_wide_sums_are_exact_in_float64() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import ExampleNet, example, randomise
+from pruning_bench.conformance.runtime_checks import codes_off
 from pruning_bench.contracts import Context
 from pruning_bench.errors import PlanError, UnavailableError
 from pruning_bench.models.contract import build_model
@@ -133,6 +134,12 @@ def check_all_integer(session: Session, layers: Sequence[str]) -> None:
 def test_int8_equals_its_simulation(name: str, models: Models) -> None:
     built = models[name]
     check_equals_simulation(built.session, built.x, built.simulated())
+
+
+def test_every_code_of_a_layer_is_the_simulations() -> None:
+    assert codes_off(OnnxRuntime()) == 0
+    mutant = OnnxRuntime.rules - {Rule.INTEGER_BIASES}
+    assert codes_off(OnnxRuntime(), mutant) > 0, f"{mutant} would not be noticed"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import ExampleNet, example, example_images
+from pruning_bench.conformance.runtime_checks import codes_off
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule, simulate
@@ -86,6 +87,14 @@ def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
     for mutant in (OpenVino.rules, rules - {Rule.INTEGER_BIASES}):
         with pytest.raises(AssertionError, match="int8 output off"):
             check_equals_simulation(case, found, mutant)
+
+
+@here
+def test_every_code_of_a_layer_is_the_simulations() -> None:
+    """A few wrong ones would not show in the outputs of a small model, but do behind many layers."""
+    assert codes_off(OpenVino()) == 0
+    for mutant in (OpenVino.rules - {Rule.ENDS}, OpenVino.rules - {Rule.INTEGER_BIASES}):
+        assert codes_off(OpenVino(), mutant) > 0, f"{mutant} would not be noticed"
 
 
 @here
