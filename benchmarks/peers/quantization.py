@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pruning_bench import compress
 from pruning_bench.conformance.torchvision_table import build
@@ -156,7 +156,7 @@ def by_torchao(model: nn.Module, batches: Batches, inputs: tuple[Tensor, ...], t
 
     program = torch.export.export(copy.deepcopy(model).eval(), inputs)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
+    prepared = prepare_pt2e(with_a_place_each(program.module(check_guards=False)), quantizer)
     with torch.no_grad():
         for batch in batches:
             for image in batch[0].split(len(inputs[0])):
@@ -169,6 +169,23 @@ def by_torchao(model: nn.Module, batches: Batches, inputs: tuple[Tensor, ...], t
         lambda *given: lambda: run(*given),
         kernels,
     )
+
+
+def with_a_place_each(module: fx.GraphModule) -> fx.GraphModule:
+    """The module, in which every operator comes from a place of its own.
+
+    The quantizer takes operators of one place for one part, and refuses parts of two outputs: a ReLU that is called
+    twice. With `strict=True` torch tells them apart itself, but forgets everything that was compiled before: what is
+    measured would be compiled anew, without inductor's settings.
+    """
+    seen = set()
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.meta.get("nn_module_stack"):
+            *outer, (key, (path, kind)) = node.meta["nn_module_stack"].items()
+            if path in seen:
+                node.meta["nn_module_stack"] = dict([*outer, (key, (f"{path}.{node.name}", kind))])
+            seen.add(path)
+    return module
 
 
 def build_all(

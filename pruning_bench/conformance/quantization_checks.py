@@ -215,6 +215,18 @@ def check_layers_covered(method: QuantizationMethod) -> None:
         assert not absent, f"{method.name}: no activation affine at {', '.join(absent)}"
 
 
+def check_dynamic_layers_covered(method: QuantizationMethod) -> None:
+    """Every linear layer has a quantized weight, nothing else is quantized, and inputs are at run time."""
+    model, level, context = example(method)
+    plan = method.plan(model, level, context)
+    assert plan.dynamic, f"{method.name}: the plan is not dynamic, as its tags say"
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = sorted(linear - set(plan.weights))
+    assert not missing, f"{method.name}: no weight affine for {', '.join(missing)}"
+    besides = sorted({*plan.weights, *plan.codebooks, *plan.activations} - linear)
+    assert not besides, f"{method.name}: quantizes {', '.join(besides)} too, should be linear layers alone"
+
+
 def check_plan_affines(method: QuantizationMethod) -> None:
     """Codings of a plan are sound: finite positive scales, zero exact; weights in range, to half a step, idempotent."""
     model, level, context = example(method)
@@ -276,14 +288,11 @@ def check_plan_casts(method: QuantizationMethod) -> None:
 
 def checks_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check]]:
     """(name, check) of every law that the method's tags ask for; each check is called with the method."""
+    covered = check_dynamic_layers_covered if method.tags.dynamic else check_layers_covered
     checks: list[Check] = [
         check_plan_deterministic,
         check_model_unchanged,
-        *(
-            [check_plan_casts]
-            if method.tags.casts
-            else [check_layers_covered, check_plan_affines, check_plan_codebooks]
-        ),
+        *([check_plan_casts] if method.tags.casts else [covered, check_plan_affines, check_plan_codebooks]),
         check_simulation_close,
     ]
     return [(check.__name__.removeprefix("check_"), check) for check in checks]

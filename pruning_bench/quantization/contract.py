@@ -27,6 +27,7 @@ class QuantizationTags:
     Args:
         level: reads a level or raises `LevelError`, so that no recipe parses with one that is never taken; None: any.
         weights, activations: what is quantized.
+        dynamic: plans are `dynamic`: of linear layers alone, whose inputs are quantized at run time.
         needs_calibration: `plan` reads `context.calibration`.
         bits: of the weights, those that its levels may ask for.
         sqnr_db: bits of weights -> signal over noise in dB that the outputs of the example of `conformance` have at
@@ -39,6 +40,7 @@ class QuantizationTags:
     level: LevelReader | None = None
     weights: bool = True
     activations: bool = True
+    dynamic: bool = False
     needs_calibration: bool = True
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     casts: bool = False

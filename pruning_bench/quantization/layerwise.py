@@ -1,14 +1,16 @@
 """Layer by layer through the graph: each layer is decided about with the inputs that the layers decided before it give.
 
 All calibration batches go through the graph together, one operator at a time, so that one pass is enough for all
-layers. In memory are the values that operators further on still read, of all batches, and what the method keeps of one
-layer's inputs; patches of convolutions are unfolded some images at a time.
+layers. In memory are the values that operators further on still read, of all batches (twice for a method that asks for
+those of the float model too), and what the method keeps of one layer's inputs; patches of convolutions are unfolded
+some images at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor, fx
@@ -34,7 +36,7 @@ class Layer:
         reads: equal for layers that multiply their weights with the same values.
         watch: shows what the weight is multiplied with, patches [groups, n, columns], in the model with what was
             decided so far.
-        watch_float: the same, in the same order, in the float model.
+        watch_float: the same, in the same order, in the float model; what runs there is kept from the first call on.
     """
 
     name: str
@@ -119,8 +121,9 @@ class _Walk:
         self.module, nodes = runnable(prepared.program)
         self.named = {node: name for name, node in nodes.items()}
         self.decided: dict[str, Tensor] = {}
-        self.floats = [self._start(batch) for batch in calibration]
+        self.calibration = calibration
         self.changed = [self._start(batch) for batch in calibration]
+        self.floats: list[fx.Interpreter] = []  # none until a method asks for one
 
     def _start(self, batch: tuple[Tensor, ...]) -> fx.Interpreter:
         run = fx.Interpreter(self.module)
@@ -140,18 +143,27 @@ class _Walk:
                             run.env[source] = self.decided[str(source.target)]
             if node.op == "output":
                 return
-            for run in (*self.floats, *self.changed):
-                run.env[node] = run.run_node(node)
-                for dead in run.user_to_last_uses.get(node, []):
-                    del run.env[dead]
+            self._run([*self.floats, *self.changed], node)
+
+    def _run(self, runs: Sequence[fx.Interpreter], node: fx.Node) -> None:
+        for run in runs:
+            run.env[node] = run.run_node(node)
+            for dead in run.user_to_last_uses.get(node, []):
+                del run.env[dead]
+
+    @torch.no_grad()
+    def _floats_at(self, node: fx.Node) -> Sequence[fx.Interpreter]:
+        """All batches in the float model, just before a node."""
+        if not self.floats:
+            self.floats = [self._start(batch) for batch in self.calibration]
+            for before in takewhile(lambda other: other is not node, self.module.graph.nodes):
+                self._run(self.floats, before)
+        return self.floats
 
     def _layer(self, node: fx.Node, weight: str) -> Layer:
-        def watcher(runs: Sequence[fx.Interpreter]) -> Callable[[Callable[[Tensor], None]], None]:
-            def watch(see: Callable[[Tensor], None]) -> None:
-                for run in runs:
-                    self._watch(run, node, weight, lambda _, patches: see(patches))
-
-            return watch
+        def watch(see: Callable[[Tensor], None], in_float: bool = False) -> None:
+            for run in self._floats_at(node) if in_float else self.changed:
+                self._watch(run, node, weight, lambda _, patches: see(patches))
 
         top = self.points.top_behind(self.named[node])
         name = self.points.biases.get(self.named[node])
@@ -164,8 +176,8 @@ class _Walk:
             None if bias is None else name,
             top,
             reads,
-            watcher(self.changed),
-            watcher(self.floats),
+            watch,
+            lambda see: watch(see, in_float=True),
         )
 
     def _watch(self, run: fx.Interpreter, node: fx.Node, name: str, see: See) -> None:

@@ -16,6 +16,7 @@ from pruning_bench.quantization.affine import choose_affine, code_range, dequant
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan
 from pruning_bench.quantization.methods.cast import Cast
 from pruning_bench.quantization.methods.codebook import Codebook
+from pruning_bench.quantization.methods.dynamic import Dynamic
 from pruning_bench.quantization.methods.rtn import Rtn
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.recipe import Bits
@@ -230,6 +231,23 @@ class Shared(Codebook):
         return replace(plan, writes=writes, codebooks={**plan.codebooks, name: table})
 
 
+@dataclass(frozen=True)
+class Partly(Dynamic):
+    """`dynamic` that quantizes other layers or points than it should."""
+
+    change: str = ""
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        plan, static = super().plan(model, level, context), plan_of_the_example()
+        if self.change == "one less":
+            return replace(plan, weights={k: v for k, v in plan.weights.items() if k != "hidden.weight"})
+        if self.change == "convolutions":
+            return replace(plan, weights=static.weights)
+        if self.change == "fixed inputs":
+            return replace(plan, activations=static.activations)
+        return replace(plan, dynamic=False)
+
+
 METHODS = [
     ("a longer table", checks.check_plan_codebooks, Shared(change="longer"), "table of 257"),
     ("values outside the table", checks.check_plan_codebooks, Shared(change="foreign"), "outside its table"),
@@ -240,6 +258,10 @@ METHODS = [
     ("leaves eval mode", checks.check_model_unchanged, LeavesEvalMode(), "changed modules"),
     ("forgets a layer", checks.check_layers_covered, ForgetsALayer(), "classifier.weight"),
     ("forgets a point", checks.check_layers_covered, ForgetsAPoint(), "conv2.conv2d"),
+    ("forgets a linear layer", checks.check_dynamic_layers_covered, Partly(change="one less"), "for hidden.weight"),
+    ("takes convolutions", checks.check_dynamic_layers_covered, Partly(change="convolutions"), "conv1.weight, .* too"),
+    ("fixes inputs", checks.check_dynamic_layers_covered, Partly(change="fixed inputs"), "input.* too"),
+    ("weights alone", checks.check_dynamic_layers_covered, Partly(change="weights alone"), "is not dynamic"),
     ("zero outside the codes", checks.check_plan_affines, ZeroOutside(), "zero becomes"),
     ("scale of zero", checks.check_plan_affines, ZeroScale(), "should be finite and > 0"),
     ("coarse activations", checks.check_simulation_close, CoarseScales(), "signal over noise"),
@@ -345,7 +367,7 @@ def test_every_sweep_has_a_mutant() -> None:
 
 
 def test_every_check_of_a_method_has_a_mutant() -> None:
-    listed = {check for _, check in checks.checks_for_quantization(Static())}
+    listed = {check for method in (Static(), Dynamic()) for _, check in checks.checks_for_quantization(method)}
     bitten = {case[1] for case in METHODS}
     assert listed == bitten, f"without a mutant: {sorted(check.__name__ for check in listed ^ bitten)}"
     casts = {check for _, check in checks.checks_for_quantization(Cast())} - listed

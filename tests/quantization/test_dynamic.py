@@ -12,18 +12,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning_bench import compress, load, save
+from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.errors import LevelError, ModelError, PlanError
 from pruning_bench.graphs import export
 from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization import dynamic
 from pruning_bench.quantization.dynamic import HIGHEST, DynamicLinear, dynamic_affine
 from pruning_bench.quantization.lower import simulate
+from pruning_bench.quantization.methods.dynamic import Dynamic
 from pruning_bench.quantization.plans import choose_weight
 from pruning_bench.quantization.points import find_points
 from pruning_bench.registry import RUNTIMES
 
 NUMBERS = st.floats(-1024, 1024, width=32).filter(lambda value: value == 0 or abs(value) > 1e-6)
 VALUES = st.lists(NUMBERS, min_size=1, max_size=20)
+
+
+@parametrize_with_checks([Dynamic(), Dynamic(granularity="per_tensor")])
+def test_the_method_holds_every_law(method: Dynamic, check: Callable[[Dynamic], None]) -> None:
+    check(method)
 
 
 @functools.cache

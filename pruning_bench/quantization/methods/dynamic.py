@@ -38,6 +38,7 @@ class Dynamic:
     name: ClassVar[str] = "dynamic"
     tags: ClassVar[QuantizationTags] = QuantizationTags(
         level=dynamic_bits_of,
+        dynamic=True,
         needs_calibration=False,
         reference="Zafrir et al., Q8BERT: Quantized 8Bit BERT, NeurIPS 2019 workshop, arXiv 1910.06188",
     )
