@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,7 +16,16 @@ from pruning_bench.runtimes import inductor
 from pruning_bench.runtimes.compiled import Compiled
 from pruning_bench.runtimes.kernels import float_fallbacks, multiplies
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "peers" / "quantization.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a script of the folder as Python does when it runs one."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("page", "pruning", "quantization"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module
 
 
 class Residual(nn.Module):
@@ -35,11 +47,8 @@ class Residual(nn.Module):
 
 @pytest.mark.skipif(Compiled().available() is not None, reason=str(Compiled().available()))
 @pytest.mark.skipif(inductor.torchao_version() is None, reason=inductor.TORCHAO)
-def test_torchao_quantizes_a_model_that_calls_a_module_twice() -> None:
-    spec = importlib.util.spec_from_file_location("peers_quantization", PATH)
-    assert spec and spec.loader, f"no {PATH}"  # noqa: PT018
-    peers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peers)
+def test_torchao_quantizes_a_model_that_calls_a_module_twice(load: Callable[[str], ModuleType]) -> None:
+    peers = load("quantization")
     model, x = Residual().eval(), torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     compiled: list[fx.GraphModule] = []
     earlier = torch.compile(nn.Tanh(), backend=lambda graph, _: compiled.append(graph) or graph.forward)
@@ -53,3 +62,49 @@ def test_torchao_quantizes_a_model_that_calls_a_module_twice() -> None:
         expected = model(x)
     off = float((session.run(x) - expected).abs().max() / expected.abs().max())
     assert 1e-5 < off < 0.1, f"outputs are {off} off those of float, should be a little"
+
+
+def test_a_table_goes_into_its_section(
+    load: Callable[[str], ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pruning, file = load("pruning"), tmp_path / "peers.md"
+    begin, end = "<!-- pruning-bench: begin pruning masks -->", "<!-- pruning-bench: end pruning masks -->"
+    file.write_text(f"# Title\n\n{begin}\nold\n{end}\n\nlast\n")
+    found = {"ours": 1.0, "theirs": 4.0, "ours_bytes": 1e6, "theirs_bytes": 8e6, "differ": 0}
+    monkeypatch.setattr(pruning.page, "child", lambda *_: found)
+    monkeypatch.setattr(pruning.page, "version", lambda name: "1.0")
+    monkeypatch.setattr(sys, "argv", ["pruning.py", "masks", "small", "--into", str(file)])
+    pruning.main()
+    text = file.read_text()
+    assert "old" not in text, text
+    assert text.startswith("# Title") and text.endswith("last\n"), text  # noqa: PT018
+    row = next(line for line in text.splitlines() if line.startswith("| small"))
+    assert " ".join(row.split()) == "| small | 1.00 s, 1 MB | 4.00 s, 8 MB | 0.250 | 0.125 | 0 |", row
+    assert "`python benchmarks/peers/pruning.py masks small`: torch 1.0" in text, text
+    assert capsys.readouterr().out.strip() in text, "another table is printed"
+
+
+def test_a_page_without_the_section_is_refused_before_anything_runs(
+    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruning, file = load("pruning"), tmp_path / "peers.md"
+    monkeypatch.setattr(pruning.page, "child", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(pruning.page, "version", lambda name: "1.0")
+    for text in (None, "no marks"):
+        if text is not None:
+            file.write_text(text)
+        monkeypatch.setattr(sys, "argv", ["pruning.py", "masks", "small", "--into", str(file)])
+        with pytest.raises(SystemExit) as ended:
+            pruning.main()
+        assert str(file) in str(ended.value), f"{ended.value}"
+        assert "\n" not in str(ended.value), f"{ended.value}"
+
+
+def test_a_child_that_fails_or_hangs_is_said(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    page, script = load("page"), tmp_path / "child.py"
+    script.write_text("import sys, time\nsys.argv[1] == 'hang' and time.sleep(60)\nsys.exit('out of luck')\n")
+    assert page.child(str(script), ["fail"], 60) == {"problem": "out of luck"}
+    assert page.child(str(script), ["hang"], 0.5) == {"problem": "does not end within 0.5 s"}

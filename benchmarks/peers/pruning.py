@@ -11,19 +11,16 @@ killed and said so. Ratios are ours over theirs, of the lower of the times: belo
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import page
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from pruning_bench import compress
@@ -176,16 +173,8 @@ WORK: dict[str, tuple[Callable[[str, str], dict[str, Any]], Sequence[str]]] = {
 
 
 def child(work: str, name: str, side: str, seconds: float) -> dict[str, Any]:
-    """What a fresh process finds; {"problem": why} where it fails or does not end in time."""
-    command = [sys.executable, __file__, work, name, "--child", side]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"problem": f"does not end within {seconds:.0f} s"}
-    if ran.returncode:
-        return {"problem": (ran.stderr.strip().splitlines() or [f"exit {ran.returncode}"])[-1][:100]}
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    """What a fresh process of this script finds."""
+    return page.child(__file__, [work, name, "--child", side], seconds)
 
 
 def channel_row(name: str, seconds: float) -> list[str]:
@@ -237,11 +226,7 @@ ROWS: dict[str, tuple[Callable[[str, float], list[str]], list[str]]] = {
 
 def main() -> None:
     """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=WORK)
-    parser.add_argument("models", nargs="*", metavar="MODEL")
-    parser.add_argument("--seconds", type=float, default=90.0, help="the longest that a model may take (default: 90)")
-    parser.add_argument("--child", choices=["ours", "theirs", "both"], help=argparse.SUPPRESS)
+    parser = page.options(__doc__, list(WORK), 90.0, {"choices": ["ours", "theirs", "both"]})
     args = parser.parse_args()
     run, usual = WORK[args.work]
     if args.child:
@@ -252,14 +237,11 @@ def main() -> None:
         except Exception as problem:
             sys.exit(f"{type(problem).__name__}: {one_line(problem)}")
         return
-    try:
-        peers = ", ".join(f"{name} {version(name)}" for name in ("torch", *PEERS[args.work]))
-    except PackageNotFoundError as missing:
-        parser.error(f'{missing.name} is not installed: python -m pip install "pruning_bench[peers]"')
+    page.check_page(args, "pruning")
+    peers = page.versions(parser, ("torch", *PEERS[args.work]))
     row, header = ROWS[args.work]
     rows = [row(name, args.seconds) for name in args.models or usual]
-    print(tabulate(rows, header, tablefmt="github"))
-    print(f"\n{peers}; one thread, the lowest of {ROUNDS} times")
+    page.report(args, "pruning", header, rows, [f"{peers}; one thread, the lowest of {ROUNDS} times"])
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ intervals; below 1 is faster.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import logging
 import math
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import page
 import torch
-from tabulate import tabulate
 from torch import Tensor, fx, nn
 
 from pruning_bench import compress
@@ -244,16 +241,8 @@ WORK: dict[str, Callable[[str, int], dict[str, Any]]] = {"speed": speed, "accura
 
 
 def child(work: str, name: str, threads: int, seconds: float) -> dict[str, Any]:
-    """What a fresh process finds; {"problem": why} where it fails or does not end in time."""
-    command = [sys.executable, __file__, work, name, "--child", str(threads)]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"problem": f"does not end within {seconds:.0f} s"}
-    if ran.returncode:
-        return {"problem": (ran.stderr.strip().splitlines() or [f"exit {ran.returncode}"])[-1][:200]}
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    """What a fresh process of this script finds."""
+    return page.child(__file__, [work, name, "--child", str(threads)], seconds)
 
 
 def ratio(case: list[float], anchor: list[float]) -> str:
@@ -296,11 +285,7 @@ ROWS = {
 
 def main() -> None:
     """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=WORK)
-    parser.add_argument("models", nargs="*", metavar="MODEL")
-    parser.add_argument("--seconds", type=float, default=900.0, help="the longest that a model may take (default: 900)")
-    parser.add_argument("--child", type=int, metavar="THREADS", help=argparse.SUPPRESS)
+    parser = page.options(__doc__, list(WORK), 900.0, {"type": int, "metavar": "THREADS"})
     args = parser.parse_args()
     if args.child:
         warnings.simplefilter("ignore")
@@ -310,10 +295,8 @@ def main() -> None:
         except Exception as problem:
             sys.exit(f"{type(problem).__name__}: {one_line(problem)}")
         return
-    try:
-        peers = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino", "nncf", "torchao"))
-    except PackageNotFoundError as absent:
-        parser.error(f'{absent.name} is not installed: python -m pip install "pruning_bench[peers]"')
+    page.check_page(args, "quantization")
+    peers = page.versions(parser, ("torch", "onnxruntime", "openvino", "nncf", "torchao"))
     row, header = ROWS[args.work]
     rows, notes = [], []
     for name in args.models or (SPEED if args.work == "speed" else CHECKPOINTS):
@@ -322,8 +305,7 @@ def main() -> None:
             rows += row(name, threads, found) if "problem" not in found else []
             reasons = found.get("missing", {"": found.get("problem", "")})
             notes += [f"{name}, {threads} threads: {who} {why}" for who, why in reasons.items()]
-    print(tabulate(rows, header, tablefmt="github"))
-    print("\n".join(["", peers, *notes]))
+    page.report(args, "quantization", header, rows, [peers, *notes])
 
 
 if __name__ == "__main__":
