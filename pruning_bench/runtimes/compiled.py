@@ -88,6 +88,7 @@ class Compiled:
             if any(value.shape != example.shape for value, example in zip(bound, example_inputs, strict=True)):
                 timed, _ = self._compiled(_graph(compressed, example_inputs, device), bound, compressed, threads)
             torch.set_num_threads(threads)
+            inductor.check_compiled(timed, bound, self.name)
             return torch.inference_mode()(lambda: timed(*bound))
 
         return Session(run, bind, kernels, clock=clock_of(device), concurrent=device == "cpu")

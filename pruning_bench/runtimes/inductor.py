@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pruning_bench.errors import ModelError, one_line
 from pruning_bench.graphs import operator
 from pruning_bench.quantization.lower import POINTS, QUANTIZED
 from pruning_bench.runtimes.contract import Kernel
@@ -140,6 +141,20 @@ def compile_graph(
     if listing.graphs != 1:
         raise RuntimeError(f"compiled as {listing.graphs} graphs, should be one")
     return compiled, tuple(listing.kernels)
+
+
+def check_compiled(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], who: str) -> None:
+    """Refuses to time code that is not there any more: torch would compile it again, in float and without freezing.
+
+    Raises:
+        ModelError: something in this process has thrown away what was compiled, as `torch._dynamo.reset()` does.
+    """
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"), torch.inference_mode():
+            call(*inputs)
+    except RuntimeError as problem:
+        found = f"what was compiled is gone, perhaps by torch._dynamo.reset() ({one_line(problem)})"
+        raise ModelError(who, found, "a process that keeps it") from problem
 
 
 def _listing(names: Mapping[int, str]) -> Any:

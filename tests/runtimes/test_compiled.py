@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -105,6 +107,33 @@ def test_bind_runs_on_copies(case: Case, dense: Session) -> None:
         assert torch.get_num_threads() == 1, "bind leaves its threads set, as in eager"
     finally:
         torch.set_num_threads(threads)
+
+
+GONE = """
+import torch
+from pruning_bench import compress
+from pruning_bench.runtimes.compiled import Compiled
+x = torch.randn(2, 4)
+made = compress(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), "dense", example_inputs=(x,))
+session = Compiled().build(made, (x,))
+session.bind(x)()
+torch._dynamo.reset()
+try:
+    session.bind(x)
+except Exception as problem:
+    print(problem)
+Compiled().build(made, (x,)).bind(x)()
+print("done")
+"""
+
+
+@needs_compiler
+def test_code_that_is_gone_is_not_timed() -> None:
+    """torch would compile it again at the first call, otherwise than it was. In a process of its own: all code goes."""
+    ran = subprocess.run([sys.executable, "-c", GONE], capture_output=True, text=True, timeout=300, check=False)
+    said = ran.stdout.splitlines()
+    assert said[1:] == ["done"], f"{said}, {ran.stderr}"
+    assert said[0].startswith("compiled: what was compiled is gone, perhaps by torch._dynamo.reset()"), said[0]
 
 
 def check_equals_simulation(case: Case, found: Tensor, rules: frozenset[Rule] = Compiled.rules) -> None:
