@@ -58,6 +58,8 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bo
 def example_dimensions(program: ExportedProgram) -> dict[str, int]:
     """Node -> the dimension of its first argument that counts examples; only nodes where exactly one does.
 
+    None at all where the inputs differ in their first sizes, so that one of them counts something else.
+
     Example:
         >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.ReLU()), (torch.ones(1, 3),))
         >>> example_dimensions(program)
@@ -65,8 +67,8 @@ def example_dimensions(program: ExportedProgram) -> dict[str, int]:
     """
     inputs = [value for node in input_nodes(program) if isinstance(value := node.meta.get("val"), Tensor)]
     counts = {str(value.shape[0]) for value in inputs if value.dim()}
-    found = {}
-    for node in program.graph.nodes:
+    found: dict[str, int] = {}
+    for node in program.graph.nodes if len(counts) == 1 else ():
         value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
         sizes = list(map(str, value.shape)) if isinstance(value, Tensor) and node.op == "call_function" else []
         dimensions = [d for d, size in enumerate(sizes) if size in counts]

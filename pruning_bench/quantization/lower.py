@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from pruning_bench.quantization.dynamic import DynamicLinear
 from pruning_bench.quantization.float8 import FakeFloat8
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean, Rounding
-from pruning_bench.quantization.points import ADDS, POOLS, Points, find_points, runnable, summed
+from pruning_bench.quantization.points import ADDS, POOLS, RELUS, Points, find_points, runnable, summed
 
 WHO = "QuantPlan"
 QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators and for values go
@@ -125,7 +125,8 @@ def simulate(
         float_model: the model just before quantization (its batch norm is folded here); never changed.
         example_inputs: positional arguments of its forward; any batch size runs afterwards.
         rules: what the runtime does; the empty set is the bare plan.
-        singly: examples are quantized at run time as if each were run alone, however many run at once.
+        singly: examples are quantized at run time as if each were run alone, however many run at once; for models that
+            compute nothing across examples.
     Raises:
         PlanError: the plan names what the model does not have, or has other shapes; `singly` where a layer's input has
             no dimension of examples.
@@ -278,9 +279,9 @@ class _Lowering:
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
         self.behind = {layer: clamp for clamp, layer in points.producers.items()}
-        finite = {clamp: top for clamp, top in points.tops.items() if top < inf}
-        self.implied = {clamp for clamp, top in finite.items() if _implies(self._coding(clamp), top)}
-        self.stays = set(finite) - self.implied  # clamps that codes on their grid still need
+        others = {clamp: top for clamp, top in points.tops.items() if operator(self.now[clamp]) not in RELUS}
+        self.implied = {clamp for clamp, top in others.items() if _implies(self._coding(clamp), top)}
+        self.stays = set(others) - self.implied  # clamps that codes on their grid still need; all kernels take a ReLU
         self.settled: set[str] = set()  # places whose value a module at the site has quantized itself
 
     def run(self) -> fx.GraphModule:
@@ -411,6 +412,7 @@ def _check(plan: QuantPlan, points: Points, parameters: Mapping[str, Tensor]) ->
             raise PlanError(WHO, found, "a symmetric weight, or weights alone", f"weights {name}")
     for name in plan.activations:
         if name not in points.values:
-            raise PlanError(WHO, f"point {name!r}", closest(name, points.values), "activations")
+            known = f"{closest(name, points.values)}; a model of another version is to be compressed again"
+            raise PlanError(WHO, f"point {name!r}", known, "activations")
         if plan.activations[name].scale.dim():
             raise PlanError(WHO, f"{plan.activations[name].scale.numel()} scales", "one", f"activations {name}")

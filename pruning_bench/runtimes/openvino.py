@@ -2,8 +2,10 @@
 
 It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Most additions
 run in the convolution before them, whose sum they take unrounded; one that gets a kernel of its own differs from the
-simulation in that. On x86 before VNNI oneDNN's kernels clip sums of two large products of 8-bit codes; they are run all
-the same, and `agreement_simulation` tells what that costs.
+simulation in that. So do average pools that are not global, where a mean lies between two codes, and clamps (ReLU6)
+that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before VNNI oneDNN's
+kernels clip sums of two large products of 8-bit codes; they are run all the same, and `agreement_simulation` tells what
+that costs.
 """
 
 from __future__ import annotations

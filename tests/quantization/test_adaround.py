@@ -43,6 +43,16 @@ def learned(layer: Layer, bits: int, iterations: int = 200) -> tuple[Tensor, Ten
     return values, fake_quantize(layer.weight, affine), sample
 
 
+@pytest.mark.parametrize("top", [math.inf, 0.5, None])
+def test_outputs_end_where_the_layer_behind_clamps_them(top: float | None) -> None:
+    inputs = correlated(300, 16, 1)[None]
+    layer = layer_of(noise(8, 16), [inputs], [inputs], top)
+    targets = sample_layer(layer, torch.Generator().manual_seed(0)).targets
+    low, high = float(targets.min()), float(targets.max())
+    assert (low < 0) == (top is None), f"from {low}"
+    assert (high == 0.5) == (top == 0.5), f"to {high}"
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("top", [math.inf, 6.0, None])
 def test_outputs_are_reconstructed_better_than_by_nearest(parts: int, top: float | None) -> None:

@@ -191,6 +191,49 @@ class Merged(nn.Module):
         return y
 
 
+class TokensFirst(nn.Module):
+    """A layer whose input is [tokens, examples, values]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        return y
+
+
+class Pairs(TokensFirst):
+    """A layer whose input has two dimensions of as many entries as there are examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer((x[:, None] - x[None]).mean(2)).mean(1)
+        return y
+
+
+class Table(TokensFirst):
+    """A second input that is no batch."""
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        y: Tensor = self.layer(x) + self.layer(table).mean(0)
+        return y
+
+
+def test_examples_are_found_where_they_are_and_not_guessed() -> None:
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4))
+    x[0] *= 10
+    compressed = compress(TokensFirst(), "dynamic:w8a8", example_inputs=(x[:1],))
+    assert compressed.quant_plan is not None
+    together = simulate(compressed.quant_plan, compressed.float_model, (x[:1],), singly=True)(x)
+    assert torch.equal(together, torch.cat([compressed.model(part) for part in x.split(1)])), "examples are not alone"
+    for model, inputs in ((Pairs(), (x,)), (Table(), (x, torch.randn(3, 4)))):
+        compressed = compress(model, "dynamic:w8a8", example_inputs=inputs)
+        assert compressed.quant_plan is not None
+        with pytest.raises(PlanError, match="without one dimension of examples"):
+            simulate(compressed.quant_plan, compressed.float_model, inputs, singly=True)
+
+
 def test_where_examples_cannot_be_told_apart_they_are_not_run_together() -> None:
     x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4))
     compressed = compress(Merged(), "dynamic:w8a8", example_inputs=(x[:1],))

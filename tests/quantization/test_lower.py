@@ -271,11 +271,15 @@ class Sixes(nn.Module):
         return y
 
 
-def sixes(span: float) -> tuple[nn.Module, QuantPlan, Tensor]:
-    """A model, and its plan whose grids behind the clamps end at `span`."""
+def up_to(span: float) -> Affine:
+    """A grid of 8 bits from 0."""
+    return choose_affine(torch.tensor(0.0), torch.tensor(span), 8, symmetric=False)
+
+
+def sixes(grid: Affine) -> tuple[nn.Module, QuantPlan, Tensor]:
+    """A model, and its plan with this grid behind the clamps."""
     model, x = Sixes(), 8 * torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(1))
     plan = METHOD.plan(model, "w8a8", replace(example(METHOD)[2], example_inputs=(x[:1],), calibration=[(x,)]))
-    grid = choose_affine(torch.tensor(0.0), torch.tensor(span), 8, symmetric=False)
     return model, replace(plan, activations={**plan.activations, "first.conv2d": grid, "add": grid}), x
 
 
@@ -295,8 +299,8 @@ def clamped_and_rounded(model: nn.Module, plan: QuantPlan, x: Tensor) -> Tensor:
     return layer(fake_quantize((second + first).clamp(0, 6), plan.activations["add"]).flatten(1), "last")
 
 
-def check_clamps(span: float) -> None:
-    model, plan, x = sixes(span)
+def check_clamps(grid: Affine) -> None:
+    model, plan, x = sixes(grid)
     with torch.no_grad():
         expected = clamped_and_rounded(model, plan, x)
         bare, whole = (simulate(plan, model, (x[:1],), rules)(x) for rules in (frozenset(), lower.INTEGER))
@@ -305,20 +309,39 @@ def check_clamps(span: float) -> None:
     assert error < 0.01, f"on integers it is off by {error:.4f} of the largest output"
 
 
-@pytest.mark.parametrize("span", [3.0, 6.0, 6.01, 9.0])
-def test_clamps_from_zero_are_those_of_the_model_whatever_the_grid(span: float) -> None:
-    check_clamps(span)
+SIGNED = Affine(torch.tensor(9.1 / 255), torch.tensor(-128, dtype=torch.int32), -128, 127)  # from 0 to 9.1, other codes
+SYMMETRIC = choose_affine(torch.tensor(-5.0), torch.tensor(5.0), 8, symmetric=True)
+
+
+@pytest.mark.parametrize("grid", [*map(up_to, (3.0, 6.0, 6.01, 6.015, 9.0)), SIGNED, SYMMETRIC])
+def test_clamps_from_zero_are_those_of_the_model_whatever_the_grid(grid: Affine) -> None:
+    check_clamps(grid)
+
+
+@pytest.mark.parametrize("grid", [up_to(6.0), up_to(9.1), SIGNED, SYMMETRIC])
+def test_an_output_behind_a_clamp_lies_on_its_grid(grid: Affine) -> None:
+    """Six does not, where the grid goes on behind it."""
+    model, x = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU6()), 8 * torch.randn(2, 2, 6, 6)
+    plan = METHOD.plan(model, "w8a8", replace(example(METHOD)[2], example_inputs=(x[:1],), calibration=[(x,)]))
+    plan = replace(plan, activations={**plan.activations, "0.conv2d": grid})
+    for rules in (frozenset(), lower.INTEGER):
+        made = simulate(plan, model, (x[:1],), rules)(x)
+        assert float(made.min()) == 0, f"{float(made.min())}, should be the clamp's lower end"
+        assert torch.allclose(made, fake_quantize(made, grid), atol=1e-6), "values between two codes"
+        assert float(made.max()) == pytest.approx(
+            min(6.0, float(grid.scale) * (grid.high - int(grid.zero_point))), abs=0.03
+        )
 
 
 def test_mutants_that_leave_clamps_out_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower, "_implies", lambda coding, top: coding is not None)
     with pytest.raises(AssertionError, match="off by"):
-        check_clamps(9.0)
+        check_clamps(up_to(9.0))
 
 
 @pytest.mark.parametrize(("span", "left"), [(3.0, 0), (6.0, 0), (9.0, 2)])
 def test_only_clamps_that_the_grid_does_not_imply_are_left(span: float, left: int) -> None:
-    model, plan, x = sixes(span)
+    model, plan, x = sixes(up_to(span))
     for form in (lower.Simulation(frozenset()), lower.Simulation(lower.INTEGER), lower.Qdq(False)):
         graph = lower.lower(plan, model, (x[:1],), form).graph
         clamps = [node for node in graph.nodes if points.top_of(node) is not None]

@@ -164,6 +164,24 @@ def test_a_relu6_costs_no_integer_kernel(factor: float, clips: int, models: Mode
         check_equals_simulation(session, built.x, simulate(plan, built.model, built.inputs, OnnxRuntime.rules)(built.x))
 
 
+class LeastZero(nn.Module):
+    """A ReLU in other words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.clamp(self.first(x), min=0)).mean((2, 3))
+        return y
+
+
+def test_a_clamp_without_an_upper_end_costs_none_either() -> None:
+    built = build(LeastZero(), 3, 9, 9)
+    check_all_integer(built.session, ["first", "second"])
+    check_equals_simulation(built.session, built.x, built.simulated())
+
+
 @pytest.mark.parametrize("name", ["residual", "resnet20"])
 def test_additions_and_pools_run_in_int8_too(name: str, models: Models) -> None:
     kernels = {kernel.operator for kernel in models[name].session.kernels}
