@@ -15,7 +15,11 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ from torch.fx import Node
 from pruning_bench.errors import ModelError
 
 WHO = "export"
+VIEWS = frozenset({"aten.view", "aten.reshape", "aten.flatten", "aten._unsafe_view"})
 _TORCH = Path(torch.__file__).parent
 
 
@@ -55,26 +60,70 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bo
         raise ModelError(WHO, _reason(error), "a model that torch.export traces", _place(error, model)) from error
 
 
-def example_dimensions(program: ExportedProgram) -> dict[str, int]:
-    """Node -> the dimension of its first argument that counts examples; only nodes where exactly one does.
+@dataclass(frozen=True)
+class Examples:
+    """Where the examples of a batch lie in a tensor: dimension `dim` counts [outer, examples, inner] in one."""
 
-    None at all where the inputs differ in their first sizes, so that one of them counts something else.
+    dim: int
+    outer: int = 1
+    inner: int = 1
+
+
+def example_places(program: ExportedProgram) -> dict[str, Examples]:
+    """Node -> where the examples lie in its first argument; only nodes where that is certain.
+
+    Either exactly one dimension counts them, or one that a view has made of that and of fixed sizes beside it. None at
+    all where the inputs differ in their first sizes, so that one of them counts something else.
 
     Example:
-        >>> program = export(nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.ReLU()), (torch.ones(1, 3),))
-        >>> example_dimensions(program)
-        {'linear': 0, 'flatten': 0}
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Flatten(0, 1), nn.Linear(2, 2))
+        >>> example_places(export(model, (torch.ones(1, 5, 3),)))["linear_1"]
+        Examples(dim=0, outer=1, inner=5)
     """
-    inputs = [value for node in input_nodes(program) if isinstance(value := node.meta.get("val"), Tensor)]
-    counts = {str(value.shape[0]) for value in inputs if value.dim()}
-    found: dict[str, int] = {}
-    for node in program.graph.nodes if len(counts) == 1 else ():
-        value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
-        sizes = list(map(str, value.shape)) if isinstance(value, Tensor) and node.op == "call_function" else []
-        dimensions = [d for d, size in enumerate(sizes) if size in counts]
-        if len(dimensions) == 1:
-            found[node.name] = dimensions[0]
+    counts = {_expression(value.shape[0]) for node in input_nodes(program) if (value := _value(node)) is not None}
+    if len(counts) != 1 or isinstance(count := counts.pop(), int):
+        return {}
+    found: dict[str, Examples] = {}
+    for node in program.graph.nodes:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        if isinstance(source, Node) and (place := _examples_of(source, count)):
+            found[node.name] = place
     return found
+
+
+def _examples_of(node: Node, count: Any) -> Examples | None:
+    sizes = _sizes(node)
+    dims = [d for d, size in enumerate(sizes) if size == count]
+    if len(dims) == 1:
+        return Examples(dims[0])
+    if dims or operator(node) not in VIEWS:
+        return None
+    source = _sizes(node.all_input_nodes[0])
+    places = [d for d, size in enumerate(source) if size == count]
+    if len(places) != 1 or any(size != count and not isinstance(size, int) for size in source):
+        return None
+    for first, last in combinations_with_replacement(range(len(source)), 2):  # the dimensions that were made one
+        if not first <= places[0] <= last:
+            continue
+        for dim, size in enumerate(sizes):
+            if size == prod(source[first : last + 1]) and prod(sizes[:dim]) == prod(source[:first]):
+                return Examples(dim, int(prod(source[first : places[0]])), int(prod(source[places[0] + 1 : last + 1])))
+    return None
+
+
+def _value(node: Node) -> Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) and value.dim() else None
+
+
+def _sizes(node: Node) -> list[Any]:
+    value = _value(node)
+    return [] if value is None else [_expression(size) for size in value.shape]
+
+
+def _expression(size: Any) -> Any:
+    """A size as a number or, where it depends on the batch, sympy's expression: both compare and multiply."""
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
 def at_least_two(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -14,26 +14,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pruning_bench.graphs import Examples
 from pruning_bench.quantization.affine import quantize
 from pruning_bench.quantization.contract import Affine
 
 HIGHEST = 255
 
 
-def dynamic_affine(x: Tensor, examples: int | None = None) -> tuple[Tensor, Tensor]:
+def dynamic_affine(x: Tensor, examples: Examples | None = None) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a tensor by its own range, widened to hold zero; float32, both of shape [].
 
     Args:
-        examples: the dimension that counts examples: a range for each, of shape [1, ..., n, ..., 1].
+        examples: where they lie: a range for each, of a shape that broadcasts against x.
 
     Example:
         >>> scale, zero_point = dynamic_affine(torch.tensor([-1.0, 1.55]))
         >>> round(float(scale), 6), float(zero_point)
         (0.01, 100.0)
     """
-    others = tuple(d for d in range(x.dim()) if d != examples)
-    low, high = (x, x) if not others else (x.amin(others, examples is not None), x.amax(others, examples is not None))
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    if examples is not None:
+        return _of_each(x, examples)
+    low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
+    return _affine(low, high)
+
+
+def _of_each(x: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+    sizes, dim = (examples.outer, -1, examples.inner), examples.dim
+    wide: Tensor = x.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
+    others = tuple(d for d in range(wide.dim()) if d != dim + 1)
+    found = _affine(wide.amin(others, True).clamp(max=0.0), wide.amax(others, True).clamp(min=0.0))
+    shape = [1] * dim + [*sizes] + [1] * (x.dim() - dim - 1)
+    scale, zero_point = (part.expand(shape).flatten(dim, dim + 2) for part in found)
+    return scale, zero_point
+
+
+def _affine(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     scale = (high - low) / HIGHEST
     scale = torch.where(scale > 0, scale, 1.0)
     return scale, (0.0 - low / scale).clamp(0, HIGHEST).round()
@@ -43,14 +58,14 @@ class DynamicLinear(nn.Module):
     """y = x W^T + b on codes, see the module's text; W by its affine.
 
     Args:
-        examples: the dimension of x whose entries have ranges of their own; None: one range for all.
+        examples: where those lie in x that have ranges of their own; None: one range for all.
     """
 
     codes: Tensor
     step: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None, examples: int | None = None) -> None:
+    def __init__(self, weight: Tensor, affine: Affine, bias: Tensor | None, examples: Examples | None = None) -> None:
         super().__init__()
         self.examples = examples
         self.register_buffer("codes", quantize(weight, affine).double())  # exact: 255 * 127 * 2^38 terms fit

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from pruning_bench.errors import PlanError, closest
-from pruning_bench.graphs import example_dimensions, export, operator, readable_names
+from pruning_bench.graphs import Examples, example_places, export, operator, readable_names
 from pruning_bench.quantization import qdq
 from pruning_bench.quantization.affine import affine_of
 from pruning_bench.quantization.blocked import BlockedLinear, block_of
@@ -68,7 +68,7 @@ class Site:
         relu: a clamp from zero stands between the node and its quantizer.
         weight, weight_coding, bias: of a layer.
         dynamic: its input is quantized at run time.
-        examples: the dimension of its input that counts examples; None where none does, or several do.
+        examples: where they lie in its input; None where that cannot be told.
         alone: the plan quantizes weights and nothing else.
     """
 
@@ -82,7 +82,7 @@ class Site:
     weight_coding: Coding | None = None
     bias: Tensor | None = None
     dynamic: bool = False
-    examples: int | None = None
+    examples: Examples | None = None
     alone: bool = False
 
 
@@ -128,8 +128,8 @@ def simulate(
         singly: examples are quantized at run time as if each were run alone, however many run at once; for models that
             compute nothing across examples.
     Raises:
-        PlanError: the plan names what the model does not have, or has other shapes; `singly` where a layer's input has
-            no dimension of examples.
+        PlanError: the plan names what the model does not have, or has other shapes; `singly` where examples
+            cannot be told apart in a layer's input.
     """
     if plan.dtype is not None:
         return cast(float_model, plan.dtype)
@@ -174,7 +174,9 @@ class Simulation:
         x, coding = site.inputs[0], site.weight_coding
         if site.dynamic:
             if self.singly and site.examples is None:
-                raise PlanError(WHO, "an input without one dimension of examples", "one, to run them singly", site.name)
+                raise PlanError(
+                    WHO, "an input in which examples cannot be told apart", "one, to run them singly", site.name
+                )
             examples = site.examples if self.singly else None
             return DynamicLinear(site.weight, affine_of(coding, site.name), site.bias, examples), False
         block = block_of(site.weight, coding) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
@@ -274,7 +276,7 @@ class _Lowering:
     def __init__(self, plan: QuantPlan, program: ExportedProgram, points: Points, form: Form) -> None:
         self.plan, self.points, self.form = plan, points, form
         self.readable = {node.name: name for node, name in readable_names(program).items()}
-        self.examples = example_dimensions(program)
+        self.examples = example_places(program)
         self.module, self.now = runnable(program)
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}

@@ -1,6 +1,7 @@
 """Dynamic int8: its arithmetic is ONNX's, the simulation is what onnxruntime runs, and attention keeps its floats."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pruning_bench import compress, load, save
 from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.errors import LevelError, ModelError, PlanError
-from pruning_bench.graphs import export
+from pruning_bench.graphs import Examples, export
 from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization import dynamic
 from pruning_bench.quantization.dynamic import HIGHEST, DynamicLinear, dynamic_affine
@@ -174,21 +175,9 @@ def test_a_layer_with_a_range_for_each_example_is_exact(seed: int, shape: tuple[
     generator = torch.Generator().manual_seed(seed)
     weight, x = torch.randn(5, shape[-1], generator=generator), torch.randn(shape, generator=generator)
     affine = choose_weight(weight, 8, "per_channel")
-    plain, single = DynamicLinear(weight, affine, None), DynamicLinear(weight, affine, None, at)
+    plain, single = DynamicLinear(weight, affine, None), DynamicLinear(weight, affine, None, Examples(at))
     found, wanted = single(x), torch.cat([plain(part) for part in x.split(1, at)], at)
     assert torch.equal(found, wanted), f"off by {float((found - wanted).abs().max())}"
-
-
-class Merged(nn.Module):
-    """A layer that sees examples and tokens in one dimension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x.flatten(0, 1)).unflatten(0, (-1, 5)).mean(1)
-        return y
 
 
 class TokensFirst(nn.Module):
@@ -230,16 +219,52 @@ def test_examples_are_found_where_they_are_and_not_guessed() -> None:
     for model, inputs in ((Pairs(), (x,)), (Table(), (x, torch.randn(3, 4)))):
         compressed = compress(model, "dynamic:w8a8", example_inputs=inputs)
         assert compressed.quant_plan is not None
-        with pytest.raises(PlanError, match="without one dimension of examples"):
+        with pytest.raises(PlanError, match="in which examples cannot be told apart"):
             simulate(compressed.quant_plan, compressed.float_model, inputs, singly=True)
 
 
-def test_where_examples_cannot_be_told_apart_they_are_not_run_together() -> None:
-    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4))
-    compressed = compress(Merged(), "dynamic:w8a8", example_inputs=(x[:1],))
+class Merged(nn.Module):
+    """Layers that see examples and tokens in one dimension, in either order, and three in one."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.order, self.layer = order, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = x.permute(*self.order, 3)
+        y = self.layer(moved.flatten(0, 2)).unflatten(0, moved.shape[:3])
+        z: Tensor = y.permute(*(self.order.index(d) for d in range(3)), 3)
+        return z
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_examples_in_a_merged_dimension_are_told_apart(order: tuple[int, ...]) -> None:
+    x = torch.randn(7, 5, 2, 4, generator=torch.Generator().manual_seed(4))
+    x = x * torch.arange(1.0, 8.0).view(-1, 1, 1, 1)
+    compressed = compress(Merged(order), "dynamic:w8a8", example_inputs=(x[:1],))
     assert compressed.quant_plan is not None
-    with pytest.raises(PlanError, match=r"QuantPlan: an input without one dimension of examples.*layer"):
-        simulate(compressed.quant_plan, compressed.float_model, (x[:1],), singly=True)
+    with torch.no_grad():
+        together = simulate(compressed.quant_plan, compressed.float_model, (x[:1],), singly=True)(x)
+        single = torch.cat([compressed.model(part) for part in x.split(1)])
+    assert torch.equal(together, single), f"off by {float((together - single).abs().max())}"
+    assert not torch.equal(compressed.model(x), single), "the range of all examples is that of each"
+
+
+class Folded(TokensFirst):
+    """A layer whose input does not show any more what its first dimension was made of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.flatten(0, 1).clone()).unflatten(0, (-1, 5)).mean(1)
+        return y
+
+
+def test_where_examples_cannot_be_told_apart_they_are_not_run_together() -> None:
+    x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(4))
+    compressed = compress(Folded(), "dynamic:w8a8", example_inputs=(x[:4],))
+    assert compressed.quant_plan is not None
+    with pytest.raises(PlanError, match=r"QuantPlan: an input in which examples cannot be told apart.*layer"):
+        simulate(compressed.quant_plan, compressed.float_model, (x[:4],), singly=True)
 
 
 def test_a_file_holds_what_is_dynamic(tmp_path: Any) -> None:
