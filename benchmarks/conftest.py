@@ -4,7 +4,7 @@ import pytest
 
 from pruning_bench.pytest_plugin import use_suite_storage
 
-collect_ignore = ["studies"]  # scripts without tests, which find each other only when they are run as such
+collect_ignore = ["peers", "studies"]  # scripts without tests, which find each other only when they are run as such
 
 
 @pytest.hookimpl(tryfirst=True)

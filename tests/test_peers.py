@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,10 @@ def test_a_child_that_fails_or_hangs_is_said(load: Callable[[str], ModuleType], 
     script.write_text("import sys, time\nsys.argv[1] == 'hang' and time.sleep(60)\nsys.exit('out of luck')\n")
     assert page.child(str(script), ["fail"], 60) == {"problem": "out of luck"}
     assert page.child(str(script), ["hang"], 0.5) == {"problem": "does not end within 0.5 s"}
+
+
+def test_the_folder_of_the_benchmarks_is_collected_without_its_scripts() -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks/", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    ran = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, f"{ran.stdout[-2000:]}{ran.stderr[-2000:]}"
+    assert "benchmarks/test_quality.py::test_quality[" in ran.stdout, f"{ran.stdout[-2000:]}"
