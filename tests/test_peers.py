@@ -89,7 +89,10 @@ def test_a_table_goes_into_its_section(
 
 
 def test_a_page_without_the_section_is_refused_before_anything_runs(
-    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[str], ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pruning, file = load("pruning"), tmp_path / "peers.md"
     monkeypatch.setattr(pruning.page, "child", lambda *_: pytest.fail("measured"))
@@ -100,8 +103,10 @@ def test_a_page_without_the_section_is_refused_before_anything_runs(
         monkeypatch.setattr(sys, "argv", ["pruning.py", "masks", "small", "--into", str(file)])
         with pytest.raises(SystemExit) as ended:
             pruning.main()
-        assert str(file) in str(ended.value), f"{ended.value}"
-        assert "\n" not in str(ended.value), f"{ended.value}"
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, f"status {ended.value.code}, should be 2: a mistake of the user"
+        assert str(file) in said, said
+        assert said.count("\n") == 1, f"{said!r}, should be one line"
 
 
 def test_a_child_that_fails_or_hangs_is_said(load: Callable[[str], ModuleType], tmp_path: Path) -> None:

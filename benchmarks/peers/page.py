@@ -15,8 +15,10 @@ from typing import Any
 from tabulate import tabulate
 
 from pruning_bench.environment import current
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.reporting.insertion import put_between_marks, with_section
+
+BAD_INPUT = 2
 
 
 def child(script: str, words: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -81,4 +83,5 @@ def _on_page(args: argparse.Namespace, write: Any) -> None:
     try:
         write()
     except (PruningBenchError, OSError) as problem:
-        sys.exit(f"{problem}")
+        print(f"peers: {one_line(problem)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
