@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ def measure(case: Case | str, workbench: Workbench | None = None) -> list[Measur
 
 def measure_quality(bench: Workbench, case: Case) -> list[Measurement]:
     """Quality on the test examples, and how alike the outputs are to the dense model's and the simulation's."""
-    task, record = task_of(DATASETS[case.dataset]), _recorder(bench, case)
+    task, record = task_of(DATASETS[case.dataset]), _recorder(bench, case, _outputs_depend(bench, case))
     outputs, dense = bench.logits(case), bench.logits(case.dense)
     targets = bench.dataset(case.dataset).test.targets
     seen = Evaluation(outputs, targets, dense, bench.compressed(case).float_model, bench.example_inputs(case))
@@ -199,9 +199,16 @@ def narrow(policy: Policy, seed: int) -> Callable[[Sequence[tuple[float, float]]
     return enough
 
 
-def _recorder(bench: Workbench, case: Case) -> Record:
-    """Makes measurements of a case that depend on its checkpoint and data."""
-    depends = {"checkpoint": bench.card(case)["sha256"], "data": bench.dataset(case.dataset).digest}
+def _outputs_depend(bench: Workbench, case: Case) -> dict[str, str]:
+    """What the outputs of a case depend on besides its model and data."""
+    depends = getattr(RUNTIMES[case.runtime], "depends", None)
+    found = depends(bench.compressed(case)) if depends else ""
+    return {"runtime": found} if found else {}
+
+
+def _recorder(bench: Workbench, case: Case, further: Mapping[str, str] | None = None) -> Record:
+    """Makes measurements of a case that depend on its checkpoint and data, and on what is said besides."""
+    depends = {"checkpoint": bench.card(case)["sha256"], "data": bench.dataset(case.dataset).digest, **(further or {})}
 
     def record(metric: str, value: float, **further: Any) -> Measurement:
         measurement: Measurement = METRICS[metric].measurement(str(case), value, depends, **further)

@@ -1,8 +1,17 @@
 """What a measurement says besides its number."""
 
-from pruning_bench.measuring import kernel_detail
+from dataclasses import replace
+
+import pytest
+
+from pruning_bench.cases import Case
+from pruning_bench.datasets.contract import Split
+from pruning_bench.discover import discover
+from pruning_bench.measuring import kernel_detail, measure_footprint, measure_quality
 from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.registry import RUNTIMES
 from pruning_bench.runtimes.contract import Kernel
+from pruning_bench.workbench import Workbench
 
 AFFINE: dict[str, object] = dict.fromkeys(["conv.weight", "head.weight"])
 PLAN = QuantPlan(weights=AFFINE, activations={"input": None})  # type: ignore[arg-type,dict-item]
@@ -41,3 +50,22 @@ def test_of_weights_alone_it_is_told_which_are_read_as_floats() -> None:
     assert detail["float_weights"] == ["conv (Conv float32)"], detail
     assert detail["quantized_layers"] == 3, detail
     assert "float_fallbacks" not in detail, "a layer that is in float by intent is no fallback"
+
+
+def test_outputs_that_depend_on_the_machine_are_compared_with_none_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    discover()
+    case, bench = Case("lenet5", "fashion_mnist", "dense", "eager"), Workbench(cache=None)
+    data = bench.dataset(case.dataset)
+    few = Split(data.test.images[:64], data.test.labels[:64], data.test.mean, data.test.std)
+    bench._made["dataset", case.dataset] = replace(data, test=few)
+
+    def fingerprints() -> dict[str, str]:
+        measured = measure_quality(bench, case) + measure_footprint(bench, case)
+        return {found.metric: found.fingerprint for found in measured}
+
+    before = fingerprints()
+    for said, same in (("", True), ("sums clipped to 16 bits", False)):
+        monkeypatch.setattr(type(RUNTIMES["eager"]), "depends", lambda *_, said=said: said, raising=False)
+        found = fingerprints()
+        assert (found["top1"] == before["top1"]) == same, f"depends on {said!r}"
+        assert found["bytes"] == before["bytes"], "a file's size does not depend on the machine"

@@ -5,11 +5,13 @@ compiled for the shapes of its example inputs. Other batches run through that co
 the very code that is timed, and nothing is compiled twice.
 
 On x86 before VNNI oneDNN's int8 kernels clip sums of two large products (`inductor.sums_saturate`). They are run all
-the same, as they are for everybody who compiles a model there; `agreement_simulation` tells what that costs.
+the same, as they are for everybody who compiles a model there; `agreement_simulation` tells what that costs. There the
+scales of input and weight are multiplied first too, which moves one code of a million across a tie.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +21,7 @@ from torch import Tensor, fx
 from pruning_bench.errors import ModelError, UnavailableError, one_line
 from pruning_bench.graphs import export
 from pruning_bench.quantization.cast import cast
+from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.lower import Rule, lower
 from pruning_bench.quantization.points import runnable
 from pruning_bench.runtimes import inductor
@@ -35,6 +38,8 @@ from pruning_bench.runtimes.contract import (
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
+
+_GRAPHS: weakref.WeakKeyDictionary[Compressed, dict[object, fx.GraphModule]] = weakref.WeakKeyDictionary()
 
 
 @runtime
@@ -58,6 +63,14 @@ class Compiled:
     def remarks(self) -> tuple[str, ...]:
         """What is missing or slower here for quantized models."""
         return inductor.remarks()
+
+    def depends(self, compressed: Compressed) -> str:
+        """What the outputs depend on beside the model: nothing, or that this CPU clips sums of its codes."""
+        plan = compressed.quant_plan
+        if plan is None or plan.dtype is not None or plan.weights_only or not inductor.sums_saturate():
+            return ""
+        fit = all(isinstance(grid, Affine) and grid.high <= inductor.NEVER_CLIPPED for grid in plan.weights.values())
+        return "" if fit else "sums clipped to 16 bits"
 
     def build(
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"
@@ -105,7 +118,19 @@ class Compiled:
 
 
 def _graph(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: str) -> fx.GraphModule:
-    """What torch.compile is given: the exported model, with q/dq operators or in the type that its plan asks for."""
+    """What torch.compile is given: the exported model, with q/dq operators or in the type that its plan asks for.
+
+    It is exported once for all threads; every call gives a module of its own, whose code torch has not compiled yet,
+    and without the checks of its inputs that an exported module makes in Python at each call.
+    """
+    graphs = _GRAPHS.setdefault(compressed, {})
+    kind = (device, *((value.shape, value.dtype) for value in example_inputs))
+    if kind not in graphs:
+        graphs[kind] = _exported(compressed, example_inputs, device)
+    return fx.GraphModule(graphs[kind], graphs[kind].graph)
+
+
+def _exported(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: str) -> fx.GraphModule:
     plan, model = compressed.quant_plan, compressed.float_model
     if plan is not None and plan.dtype is not None:
         model = cast(model, plan.dtype)

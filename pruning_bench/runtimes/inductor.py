@@ -32,6 +32,7 @@ from pruning_bench.runtimes.kernels import multiplies
 # Registers the patterns when it is imported; its quantizer is the public name for them.
 PATTERNS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
 TORCHAO = "python -m pip install torchao"
+NEVER_CLIPPED = 64  # weight codes up to this: 2 * 255 * 64 fits into 16 bits
 WEIGHT = "quantized_decomposed.dequantize_per_channel"
 _MOVES = ("getitem", "sym_size", "reshape", "view", "permute", "force_stride_order", "clone")
 _COMPILING = threading.Lock()  # inductor's settings are the whole process's

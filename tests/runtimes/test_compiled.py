@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from pruning_bench.conformance.quantization_checks import ExampleNet, example, example_images
 from pruning_bench.conformance.runtime_checks import codes_off
 from pruning_bench.errors import UnavailableError
+from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
-from pruning_bench.runtimes import inductor
+from pruning_bench.runtimes import compiled, inductor
 from pruning_bench.runtimes.compiled import Compiled
 from pruning_bench.runtimes.contract import Kernel, Session
 from pruning_bench.runtimes.kernels import float_fallbacks
@@ -29,7 +31,7 @@ needs_compiler = pytest.mark.skipif(Compiled().available() is not None, reason=s
 needs_torchao = pytest.mark.skipif(inductor.torchao_version() is None, reason=inductor.TORCHAO)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Made:
     """What the runtime reads of a compressed model."""
 
@@ -96,6 +98,30 @@ def test_float_layers_are_listed_under_their_names(dense: Session) -> None:
 
 
 @needs_compiler
+def test_sessions_share_one_export_and_no_code(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    exports: list[nn.Module] = []
+
+    def counted(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+        exports.append(model)
+        return export(model, inputs)
+
+    monkeypatch.setattr(compiled, "export", counted)
+    made = Made(case.model)
+    graphs = [compiled._graph(made, case.inputs, "cpu") for _ in range(2)]  # type: ignore[arg-type]
+    assert len(exports) == 1, f"exported {len(exports)} times for one model"
+    assert graphs[0].forward.__func__.__code__ is not graphs[1].forward.__func__.__code__, "torch would compile one"
+    compiled._graph(made, tuple(torch.cat([x, x]) for x in case.inputs), "cpu")  # type: ignore[arg-type]
+    compiled._graph(Made(case.model, case.plan), case.inputs, "cpu")  # type: ignore[arg-type]
+    assert len(exports) == 3, "other shapes and another plan are exports of their own"
+
+
+@needs_compiler
+def test_a_call_checks_nothing_in_python(case: Case) -> None:
+    graph = compiled._graph(Made(case.model), case.inputs, "cpu")  # type: ignore[arg-type]
+    assert not graph._forward_pre_hooks, "hooks that run at each call would be timed"
+
+
+@needs_compiler
 def test_bind_runs_on_copies(case: Case, dense: Session) -> None:
     x = case.x[:1].clone()
     threads = torch.get_num_threads()
@@ -155,10 +181,14 @@ def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
 @needs_compiler
 @needs_torchao
 def test_every_code_of_a_layer_is_the_simulations() -> None:
-    """A few wrong ones would not show in the outputs of a small model, but do behind many layers."""
-    assert codes_off(Compiled()) == 0
+    """A few wrong ones would not show in the outputs of a small model, but do behind many layers.
+
+    x86 before VNNI multiplies the two scales first: by a formula written beside it, up to 6 codes of six draws.
+    """
+    most = 6 if inductor.sums_saturate() else 0
+    assert codes_off(Compiled()) <= most
     for mutant in (Compiled.rules - {Rule.SHIFTED}, Compiled.rules | {Rule.INTEGER_BIASES}):
-        assert codes_off(Compiled(), mutant) > 0, f"{mutant} would not be noticed"
+        assert codes_off(Compiled(), mutant) > most, f"{mutant} would not be noticed"
 
 
 @needs_compiler
@@ -214,6 +244,18 @@ def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytes
     monkeypatch.setattr(inductor, "torchao_version", lambda: "0.18.0")
     monkeypatch.setattr(inductor, "sums_saturate", lambda: saturates)
     assert any("w7a8" in remark for remark in Compiled().remarks()) == saturates, f"{Compiled().remarks()}"
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+@pytest.mark.parametrize(("scheme", "clips"), [("w8a8", True), ("w7a8", False), (None, False)])
+def test_outputs_that_are_clipped_depend_on_the_cpu(
+    scheme: str | None, clips: bool, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "sums_saturate", lambda: saturates)
+    model, _, context = example(Static())
+    made = Made(model, None if scheme is None else Static().plan(model, scheme, context))
+    found = Compiled().depends(made)  # type: ignore[arg-type]
+    assert bool(found) == (clips and saturates), found
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
