@@ -29,9 +29,11 @@ from pruning_bench.workbench import compress_with
 ROOT = Path(__file__).parents[1]
 with pytest.MonkeyPatch.context() as patch:  # as python does for a script
     patch.syspath_prepend(ROOT / "benchmarks" / "studies")
-    lab, study, pruning, quantization = map(importlib.import_module, ("lab", "study", "pruning", "quantization"))
+    names = ("lab", "study", "timing", "pruning", "quantization")
+    lab, study, timing, pruning, quantization = map(importlib.import_module, names)
 SCRIPTS = {"pruning": pruning, "quantization": quantization}
 ALL = [f"{script} {name}" for script, module in SCRIPTS.items() for name in module.STUDIES]
+RECIPES = (quantization.COMBINED, quantization.CHANNELS, pruning.MASKS)
 KEY = {"recipe": "dense", "seed": 0}
 
 
@@ -342,7 +344,7 @@ def test_help_names_every_study(script: str, capsys: pytest.CaptureFixture[str])
     [
         ("pruning half", 1),
         ("pruning masks", 3),
-        ("pruning schedules", 6),
+        ("pruning schedules", 3),
         ("pruning nm", 3),
         ("quantization w8a8", 1),
         ("quantization bits", 3),
@@ -388,23 +390,48 @@ def test_combined_holds_where_top1_and_size_do(mean: float, size: int, verdict: 
     assert row[-1] == verdict, f"{row}"
 
 
+def timed_as(seconds: dict[str, float]) -> Any:
+    return timing.Times({name: [time] * 60 for name, time in seconds.items()}, dict.fromkeys(seconds, 0.25))
+
+
 def test_speed_is_the_time_of_dense_over_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"dense": 3.0, pruning.CHANNELS: 1.0, pruning.MASKS: 3.0, pruning.TWIN: 3.0}
-    found = {"times": {name: [time] * 60 for name, time in seconds.items()}, "macs": dict.fromkeys(seconds, 0.25)}
-    monkeypatch.setattr(pruning, "times", lambda model, dense: found)
+    found = timed_as({"dense": 3.0, pruning.CHANNELS: 1.0, pruning.MASKS: 3.0, pruning.TWIN: 3.0})
+    monkeypatch.setattr(pruning, "times", lambda *_: found)
     rows = list(pruning.speed(tiny_lab(), "tiny"))
     assert [row[3:] for row in rows] == [
         ["3.00 [3.00, 3.00]", "yes"],
         ["1.00 [1.00, 1.00]", "no"],
         ["1.00 [1.00, 1.00]", "-"],
     ]
-    assert pruning.speed_up(Estimate(math.log(2), math.inf)) == "2.00 [0.00, inf]"
+
+
+def test_an_interval_without_an_end_is_written_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing.Times, "ratio", lambda *_: Estimate(math.log(2), math.inf))
+    assert timed_as({}).speed_up("a") == "2.00 [0.00, inf]"
+
+
+def test_a_speed_for_each_runtime_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"onnxruntime": 1.0, "compiled": 2.0}
+    monkeypatch.setattr(quantization, "runtimes", lambda: list(seconds))
+
+    def times(_: Any, model: str, runtime: str, recipes: tuple[str, ...]) -> Any:
+        return timed_as({"dense": 4.0, timing.TWIN: 4.0, **dict.fromkeys(recipes, seconds[runtime])})
+
+    monkeypatch.setattr(quantization, "times", times)
+    rows = [row[1:4] for row in quantization.speed(tiny_lab(), "tiny")]
+    assert rows == [["onnxruntime", *["4.00 [4.00, 4.00]"] * 2], ["compiled", *["2.00 [2.00, 2.00]"] * 2]]
+
+
+def test_what_only_simulates_integers_has_no_speed() -> None:
+    discover()
+    assert "onnxruntime" in quantization.runtimes()
+    assert "eager" not in quantization.runtimes()
 
 
 def test_every_recipe_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "PAIRS", 2)
-    found = pruning.times("lenet5", pruning.with_weights("lenet5"))
-    assert {name: len(taken) for name, taken in found["times"].items()} == dict.fromkeys(
-        ("dense", pruning.CHANNELS, pruning.MASKS, pruning.TWIN), 2
-    ), f"{found}"
-    assert found["macs"][pruning.CHANNELS] < 0.5 < found["macs"][pruning.MASKS] == 1, f"{found['macs']}"
+    monkeypatch.setattr(timing, "PAIRS", 2)
+    found = timing.times(tiny_lab(dense=timing.with_weights), "lenet5", "onnxruntime", RECIPES)
+    counts = {name: len(taken) for name, taken in found.seconds.items()}
+    assert counts == dict.fromkeys(("dense", *RECIPES, timing.TWIN), 2), f"{counts}"
+    macs = found.macs
+    assert macs[quantization.COMBINED] == macs[quantization.CHANNELS] < 0.5 < macs[pruning.MASKS] == 1, f"{macs}"

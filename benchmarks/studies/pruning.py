@@ -17,28 +17,18 @@ import math
 import sys
 from collections.abc import Iterator
 
-from lab import DATASET, Json, Lab, Scored, changes, over_images, over_seeds, shipped, shown
+from lab import Lab, Scored, changes, over_images, over_seeds, shown
 from study import Study, points, pp, run, yes
-from torch import nn
+from timing import SPEED_CONFIDENCE, TWIN, measured_on, times, with_weights
 
-from pruning_bench.cases import RANDOM
-from pruning_bench.datasets.contract import load_dataset
-from pruning_bench.engine import compress
-from pruning_bench.environment import current
 from pruning_bench.errors import PruningBenchError
-from pruning_bench.judging.statistics import Estimate, estimate_log_ratio
-from pruning_bench.metrics.cost import count_cost
-from pruning_bench.metrics.latency import sample
-from pruning_bench.registry import MODELS, RUNTIMES
 from pruning_bench.reporting.text import percent
 
 CHECKPOINTS = ("image_classifier", "resnet20")
 MASK_LEVELS = (0.8, 0.9, 0.95)
-SCHEDULE_LEVELS = (0.95, 0.98)
+SCHEDULE_LEVEL = 0.95
 LEAST_EPOCHS = 3  # of a schedule: with fewer the iterative one is the one-shot one
-RUNTIME, CHANNELS, MASKS, TWIN = "onnxruntime", "l1_filter:0.5", "magnitude:0.9", "dense, once more"
-PAIRS = 120
-SPEED_CONFIDENCE = 0.98
+RUNTIME, CHANNELS, MASKS = "onnxruntime", "l1_filter:0.5", "magnitude:0.9"
 FASTER = 2.0
 
 
@@ -62,16 +52,15 @@ def masks(lab: Lab, model: str) -> Iterator[list[str]]:
 
 
 def schedules(lab: Lab, model: str) -> Iterator[list[str]]:
-    """Three rows for each sparsity."""
+    """Three rows."""
     dense = lab.score(model, "dense")
-    for level in SCHEDULE_LEVELS:
-        first: list[Scored] = []
-        for recipe in schedules_of(level, lab):
-            made = lab.scores(model, recipe)
-            first = first or made
-            gain = over_seeds(made, first)
-            verdict = ["-", "-"] if made is first else [points(gain), shown(gain)]
-            yield [model, f"`{recipe}`", f"{made[0].nonzeros:,}", *map(pp, changes(made, dense)), *verdict]
+    first: list[Scored] = []
+    for recipe in schedules_of(SCHEDULE_LEVEL, lab):
+        made = lab.scores(model, recipe)
+        first = first or made
+        gain = over_seeds(made, first)
+        verdict = ["-", "-"] if made is first else [points(gain), shown(gain)]
+        yield [model, f"`{recipe}`", f"{made[0].nonzeros:,}", *map(pp, changes(made, dense)), *verdict]
 
 
 def schedules_of(level: float, lab: Lab) -> tuple[str, str, str]:
@@ -101,53 +90,18 @@ def nm(lab: Lab, model: str) -> Iterator[list[str]]:
         yield [model, f"`{name}:2of4`", percent(dense.top1, 2), pp(mean), *verdict]
 
 
-def with_weights(model: str) -> nn.Module:
-    """A shipped model, or one of torchvision with random weights."""
-    ready = MODELS[model].ready
-    return shipped(model) if ready is None else ready()
-
-
 def speed(lab: Lab, model: str) -> Iterator[list[str]]:
     """One row for each recipe, and one for the dense model against itself."""
-    what = {"pairs": PAIRS, "machine": current().must_match}
-    found = lab.once(model, f"on {RUNTIME}", {"recipe": "speed", **what}, lambda dense: times(model, dense))
+    found = times(lab, model, RUNTIME, (CHANNELS, MASKS))
     for recipe in (CHANNELS, MASKS):
-        ratio = estimate_log_ratio(found["times"]["dense"], found["times"][recipe], seed=0)
-        verdict = shown(ratio, math.log(FASTER), SPEED_CONFIDENCE)
-        yield [model, f"`{recipe}`", percent(found["macs"][recipe]), speed_up(ratio), verdict]
-    twin = estimate_log_ratio(found["times"]["dense"], found["times"][TWIN], seed=0)
-    yield [model, TWIN, percent(1.0), speed_up(twin), "-"]
-
-
-def times(model: str, dense: nn.Module) -> Json:
-    """Seconds per call of the dense model and the compressed ones in turns, on one thread, and the MACs that are left.
-
-    Returns:
-        {"times": {recipe: [seconds, ...]}, "macs": {recipe: share}}; the blocks of all recipes are paired.
-    """
-    name = DATASET if MODELS[model].ready is None else RANDOM
-    inputs = load_dataset(name).train.arguments(slice(0, 1))
-    whole, macs, calls = count_cost(dense, inputs).macs, {}, {}
-    for recipe in ("dense", CHANNELS, MASKS):
-        made = compress(dense, recipe, example_inputs=inputs)
-        macs[recipe] = count_cost(made.float_model, inputs).macs / whole
-        calls[recipe] = RUNTIMES[RUNTIME].build(made, inputs, threads=1).bind(*inputs)
-    anchor, first = calls.pop("dense"), calls.pop(CHANNELS)
-    others = {**calls, TWIN: anchor}
-    taken = sample(anchor, first, others=others, seed=0, min_pairs=PAIRS, max_pairs=PAIRS, twin_every=0)
-    found = {"dense": taken.anchor, CHANNELS: taken.case, **taken.others}
-    return {"times": {recipe: list(seconds) for recipe, seconds in found.items()}, "macs": macs}
-
-
-def speed_up(ratio: Estimate) -> str:
-    """`2.10 [2.05, 2.15]` of the log of a ratio."""
-    low, high = (math.exp(bound) for bound in ratio.interval(SPEED_CONFIDENCE))
-    return f"{math.exp(ratio.value):.2f} [{low:.2f}, {high:.2f}]"
+        verdict = shown(found.ratio(recipe), math.log(FASTER), SPEED_CONFIDENCE)
+        yield [model, f"`{recipe}`", percent(found.macs[recipe]), found.speed_up(recipe), verdict]
+    yield [model, TWIN, percent(1.0), found.speed_up(TWIN), "-"]
 
 
 def where() -> str:
     """What times depend on."""
-    return f"{RUNTIMES[RUNTIME].version()}, one thread, {current().must_match['cpu']}"
+    return measured_on(RUNTIME)
 
 
 STUDIES = {

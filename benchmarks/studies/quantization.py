@@ -4,6 +4,7 @@
     python benchmarks/studies/quantization.py bits [MODEL ...]        # 3 and 4 bits of weights, three methods
     python benchmarks/studies/quantization.py qat [MODEL ...]         # 4 bits of both, trained
     python benchmarks/studies/quantization.py combined [MODEL ...]    # pruned, fine-tuned, quantized
+    python benchmarks/studies/quantization.py speed [MODEL ...]       # what that brings on each runtime
 
 `--data DIR` trains and calibrates on the full data, `--keep FILE` keeps what is measured, so that an interrupted study
 goes on, and `--into docs/methods.md` puts the table there. Accuracies are top-1 of the simulation in eager on the
@@ -20,6 +21,7 @@ from functools import partial
 import torch
 from lab import Lab, Scored, changes, over_images, shown
 from study import Study, points, pp, run, yes
+from timing import TWIN, measured_on, times, with_weights
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
@@ -27,6 +29,7 @@ from pruning_bench.engine import Compressed
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.lower import write_values
 from pruning_bench.quantization.plans import prepare
+from pruning_bench.registry import RUNTIMES
 from pruning_bench.reporting.text import percent
 from pruning_bench.sensitivity import sqnr
 
@@ -34,6 +37,8 @@ CONVOLUTIONAL = ("lenet5", "image_classifier", "resnet20", "mobilenet_v2")
 SMOOTHED = ("vit_tiny",)
 BITS = (3, 4)
 SMALLER = 12
+CHANNELS = "l1_filter:0.5"
+COMBINED = f"{CHANNELS}+static:w8a8"  # fine-tuning changes no shape and no kernel
 
 
 def w8a8(lab: Lab, model: str) -> Iterator[list[str]]:
@@ -115,6 +120,24 @@ def combined(lab: Lab, model: str) -> Iterator[list[str]]:
     yield [model, f"`{recipe}`", left, percent(dense.top1, 2), pp(mean), pp(worst), f"{smaller:.1f} times", yes(holds)]
 
 
+def speed(lab: Lab, model: str) -> Iterator[list[str]]:
+    """One row for each runtime that is here."""
+    for runtime in runtimes():
+        found = times(lab, model, runtime, (COMBINED, CHANNELS))
+        yield [model, runtime, *(found.speed_up(recipe) for recipe in (COMBINED, CHANNELS, TWIN))]
+
+
+def runtimes() -> list[str]:
+    """Those that are here and run integers."""
+    timed = (name for name in RUNTIMES if not getattr(RUNTIMES[name], "simulates_quantized", False))
+    return [name for name in timed if RUNTIMES[name].available() is None]
+
+
+def where() -> str:
+    """What times depend on."""
+    return measured_on(*runtimes())
+
+
 STUDIES: Mapping[str, Study] = {
     "w8a8": Study(
         "8 bits of weights and activations, not trained: the change of top-1, with its 95 % interval over the images "
@@ -149,6 +172,18 @@ STUDIES: Mapping[str, Study] = {
         ("image_classifier", "resnet20"),
         epochs=5,
         seeds=3,
+    ),
+    "speed": Study(
+        "How many times as fast as the dense model on the same runtime, with the 98 % interval inside one process: "
+        "half of the channels removed, with and without 8 bits; the dense model once more shows what the machine makes "
+        "of the same code.",
+        ("model", "runtime", f"`{COMBINED}`", f"`{CHANNELS}`", TWIN),
+        speed,
+        ("image_classifier", "resnet20"),
+        seeds=0,
+        threads=1,
+        dense=with_weights,
+        notes=where,
     ),
 }
 
