@@ -90,7 +90,8 @@ class Profile:
 
     Args:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
-        further: recipes that the optional runtimes and all but the first thread count are run with; None: all of them.
+        further: recipes that the optional runtimes are run with; None: all of them.
+        threaded: recipes that all but the first thread count are run with; None: all of them.
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         optional: runtimes that few have, or that take long to build, belong to it too.
@@ -104,6 +105,7 @@ class Profile:
     threads: tuple[int, ...] = (1,)
     seeds: int = 1
     further: tuple[str, ...] | None = None
+    threaded: tuple[str, ...] | None = None
     leaves_out: tuple[str, ...] = ()
     decide: bool = False
     optional: bool = False
@@ -112,7 +114,13 @@ class Profile:
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
     "ci": Profile(
-        "ci", EVERY_FAMILY, threads=(1, 2), seeds=5, further=("dense", "l1_filter:0.5", "static:w8a8"), optional=True
+        "ci",
+        EVERY_FAMILY,
+        threads=(1, 2),
+        seeds=5,
+        further=("dense", "l1_filter:0.5", "static:w8a8"),
+        threaded=("dense", "static:w8a8"),
+        optional=True,
     ),
     "nightly": Profile(
         "nightly",
@@ -121,6 +129,7 @@ PROFILES = {
         threads=(1, 2),
         seeds=5,
         further=(*FAMILIES, *CASTS),
+        threaded=(*FAMILIES, *CASTS),
         decide=True,
         optional=True,
     ),
@@ -138,7 +147,7 @@ def own_profile(name: str, recipes: Sequence[str] = ()) -> Profile:
         ('dense', 'magnitude:0.7')
     """
     chosen = tuple(dict.fromkeys(("dense", *(recipes or OWN))))
-    return replace(profile(name), recipes=chosen, examples=False, further=None)
+    return replace(profile(name), recipes=chosen, examples=False, further=None, threaded=None)
 
 
 def profile(name: str) -> Profile:
@@ -197,7 +206,7 @@ def grid(
 
     Args:
         models: (model, data set) pairs.
-        recipes, runtimes, threads: instead of the profile's; what is chosen so is not limited by its `further`.
+        recipes, runtimes, threads: instead of the profile's; what is chosen so is not limited by its `further` and `threaded`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
     asked = recipes is not None
@@ -211,8 +220,9 @@ def grid(
                 for count in counts:
                     case = Case(model, dataset, text, name, device, count)
                     optional = runtimes is None and getattr(RUNTIMES[name], "optional", False)
-                    further = recipes is None and (optional or (threads is None and count != counts[0]))
-                    if not further or chosen.further is None or text in chosen.further:
+                    threaded = threads is None and count != counts[0]
+                    limits = (chosen.further if optional else None, chosen.threaded if threaded else None)
+                    if asked or all(limit is None or text in limit for limit in limits):
                         cases.update(dict.fromkeys(_seeds(case, chosen.seeds if name == seeded else 1)))
     return list(cases)
 
