@@ -206,7 +206,7 @@ def grid(
 
     Args:
         models: (model, data set) pairs.
-        recipes, runtimes, threads: instead of the profile's; what is chosen so is not limited by its `further` and `threaded`.
+        recipes, runtimes, threads: instead of the profile's, and not limited by its `further` and `threaded`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
     asked = recipes is not None

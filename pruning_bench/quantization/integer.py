@@ -77,7 +77,7 @@ class Grid(nn.Module):
         if rounding is Rounding.SHIFTED:
             return (x * (1 / self.scale)).add_(self.zero_point).round_().sub_(self.zero_point)
         low, high = self.least * self.scale, self.most * self.scale
-        factor = (self.most - self.least) / (high - low)
+        factor = torch.full_like(low, self.most - self.least) / (high - low)  # a number / tensor rounds twice
         return (x * factor).sub_(low * factor).round_().add_(self.least)
 
     def settle(self, steps: Tensor, relu: bool = False) -> Tensor:

@@ -1,12 +1,12 @@
 """What every runtime does alike."""
 
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pruning_bench.discover import discover
+from pruning_bench.engine import compress
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.registry import RUNTIMES
@@ -16,9 +16,10 @@ discover()
 
 
 def check_dynamic_is_refused(runtime: str) -> None:
-    made: Any = SimpleNamespace(quant_plan=QuantPlan({}, dynamic=True), float_model=torch.nn.Linear(2, 2), recipe="x")
+    made = compress(torch.nn.Linear(2, 2), "dense", example_inputs=(torch.zeros(1, 2),))
+    dynamic = replace(made, quant_plan=QuantPlan({}, dynamic=True))
     with pytest.raises(UnavailableError, match=f"{runtime}: no lowering of inputs quantized at run time"):
-        RUNTIMES[runtime].build(made, (torch.zeros(1, 2),))
+        RUNTIMES[runtime].build(dynamic, made.example_inputs)
 
 
 @pytest.mark.parametrize("runtime", ["compiled", "openvino"])

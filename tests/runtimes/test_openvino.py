@@ -92,7 +92,8 @@ def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
 @here
 def test_every_code_of_a_layer_is_the_simulations() -> None:
     """A few wrong ones would not show in the outputs of a small model, but do behind many layers."""
-    assert codes_off(OpenVino()) == 0
+    for seed in (0, 3):  # the factor of the second is not the one that two roundings give
+        assert codes_off(OpenVino(), seed=seed) == 0, f"seed {seed}"
     for mutant in (OpenVino.rules - {Rule.ENDS}, OpenVino.rules - {Rule.INTEGER_BIASES}):
         assert codes_off(OpenVino(), mutant) > 0, f"{mutant} would not be noticed"
 
