@@ -90,8 +90,7 @@ class Profile:
 
     Args:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
-        further: recipes that the optional runtimes are run with; None: all of them.
-        threaded: recipes that all but the first thread count are run with; None: all of them.
+        further: recipes that the optional runtimes and all but the first thread count are run with; None: all of them.
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         optional: runtimes that few have, or that take long to build, belong to it too.
@@ -105,7 +104,6 @@ class Profile:
     threads: tuple[int, ...] = (1,)
     seeds: int = 1
     further: tuple[str, ...] | None = None
-    threaded: tuple[str, ...] | None = None
     leaves_out: tuple[str, ...] = ()
     decide: bool = False
     optional: bool = False
@@ -113,15 +111,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
-    "ci": Profile(
-        "ci",
-        EVERY_FAMILY,
-        threads=(1, 2),
-        seeds=5,
-        further=("dense", "l1_filter:0.5", "static:w8a8"),
-        threaded=("dense", "static:w8a8"),
-        optional=True,
-    ),
+    "ci": Profile("ci", EVERY_FAMILY, threads=(1, 2), seeds=5, further=("dense", "static:w8a8"), optional=True),
     "nightly": Profile(
         "nightly",
         (*FAMILIES, *CASTS),
@@ -129,7 +119,6 @@ PROFILES = {
         threads=(1, 2),
         seeds=5,
         further=(*FAMILIES, *CASTS),
-        threaded=(*FAMILIES, *CASTS),
         decide=True,
         optional=True,
     ),
@@ -147,7 +136,7 @@ def own_profile(name: str, recipes: Sequence[str] = ()) -> Profile:
         ('dense', 'magnitude:0.7')
     """
     chosen = tuple(dict.fromkeys(("dense", *(recipes or OWN))))
-    return replace(profile(name), recipes=chosen, examples=False, further=None, threaded=None)
+    return replace(profile(name), recipes=chosen, examples=False, further=None)
 
 
 def profile(name: str) -> Profile:
@@ -206,7 +195,7 @@ def grid(
 
     Args:
         models: (model, data set) pairs.
-        recipes, runtimes, threads: instead of the profile's, and not limited by its `further` and `threaded`.
+        recipes, runtimes, threads: instead of the profile's, and not limited by its `further`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
     asked = recipes is not None
@@ -220,9 +209,8 @@ def grid(
                 for count in counts:
                     case = Case(model, dataset, text, name, device, count)
                     optional = runtimes is None and getattr(RUNTIMES[name], "optional", False)
-                    threaded = threads is None and count != counts[0]
-                    limits = (chosen.further if optional else None, chosen.threaded if threaded else None)
-                    if asked or all(limit is None or text in limit for limit in limits):
+                    further = recipes is None and (optional or (threads is None and count != counts[0]))
+                    if not further or chosen.further is None or text in chosen.further:
                         cases.update(dict.fromkeys(_seeds(case, chosen.seeds if name == seeded else 1)))
     return list(cases)
 
