@@ -4,9 +4,8 @@ A model is exported first, so that no two sessions share code that torch.compile
 compiled for the shapes of its example inputs. Other batches run through that code part by part: predictions come from
 the very code that is timed, and nothing is compiled twice.
 
-On x86 before VNNI oneDNN's int8 kernels clip sums of two large products (`inductor.sums_saturate`). They are run all
-the same, as they are for everybody who compiles a model there; `agreement_simulation` tells what that costs. There the
-scales of input and weight are multiplied first too, which moves one code of a million across a tie.
+On x86 before VNNI sums of two large products are clipped (`onednn`). There the scales of input and weight are
+multiplied first too, which moves one code of a million across a tie.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from torch import Tensor, fx
 from pruning_bench.errors import ModelError, UnavailableError, one_line
 from pruning_bench.graphs import export
 from pruning_bench.quantization.cast import cast
-from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.lower import Rule, lower
 from pruning_bench.quantization.points import runnable
-from pruning_bench.runtimes import inductor
+from pruning_bench.runtimes import inductor, onednn
 from pruning_bench.runtimes.contract import (
     Kernel,
     Session,
@@ -65,12 +63,8 @@ class Compiled:
         return inductor.remarks()
 
     def depends(self, compressed: Compressed) -> str:
-        """What the outputs depend on beside the model: nothing, or that this CPU clips sums of its codes."""
-        plan = compressed.quant_plan
-        if plan is None or plan.dtype is not None or plan.weights_only or not inductor.sums_saturate():
-            return ""
-        fit = all(isinstance(grid, Affine) and grid.high <= inductor.NEVER_CLIPPED for grid in plan.weights.values())
-        return "" if fit else "sums clipped to 16 bits"
+        """On what of this CPU the outputs of a model depend."""
+        return onednn.depends(compressed)
 
     def build(
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"

@@ -26,13 +26,13 @@ from torch import Tensor, fx
 from pruning_bench.errors import ModelError, one_line
 from pruning_bench.graphs import operator
 from pruning_bench.quantization.lower import POINTS, QUANTIZED
+from pruning_bench.runtimes import onednn
 from pruning_bench.runtimes.contract import Kernel
 from pruning_bench.runtimes.kernels import multiplies
 
 # Registers the patterns when it is imported; its quantizer is the public name for them.
 PATTERNS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
 TORCHAO = "python -m pip install torchao"
-NEVER_CLIPPED = 64  # weight codes up to this: 2 * 255 * 64 fits into 16 bits
 WEIGHT = "quantized_decomposed.dequantize_per_channel"
 _MOVES = ("getitem", "sym_size", "reshape", "view", "permute", "force_stride_order", "clone")
 _COMPILING = threading.Lock()  # inductor's settings are the whole process's
@@ -83,11 +83,7 @@ def remarks() -> tuple[str, ...]:
     """What is missing or slower here for quantized models."""
     if torchao_version() is None:
         return (f"without torchao no int8: {TORCHAO}",)
-    if sums_saturate():
-        return (
-            "this CPU clips sums of uint8 times int8: w8a8 may predict otherwise than its simulation; w7a8 is exact",
-        )
-    return ()
+    return onednn.remarks()
 
 
 @functools.cache
@@ -100,22 +96,6 @@ def register_patterns() -> bool:
         importlib.import_module(PATTERNS)
     key = ("call_function", torch.ops.quantized_decomposed.quantize_per_tensor.default)
     return any(key in registered.patterns for registered in freezing_patterns.pass_patterns)
-
-
-@functools.cache
-def sums_saturate() -> bool:
-    """Do oneDNN's convolutions add products of uint8 and int8 codes in 16 bits, and so clip large ones?
-
-    x86 before VNNI does. Found by convolving the largest codes: 255 * 127 * 64 should be 2,072,640.
-    """
-    onednn = torch.ops.onednn
-    scale, zero, geometry = torch.ones(16), torch.zeros(16, dtype=torch.int64), ([1, 1], [0, 0], [1, 1], 1)
-    x = torch.full((1, 64, 8, 8), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    weight = torch.full((16, 64, 1, 1), 127, dtype=torch.int8)
-    packed = onednn.qconv_prepack(weight, scale, 1.0, 0, *geometry, list(x.shape))
-    tail: tuple[Any, ...] = (None, *geometry, 1.0, 0, torch.float32, "none", [], "")
-    found = onednn.qconv_pointwise.default(x, 1.0, 0, packed, scale, zero, *tail)
-    return bool((found != 255 * 127 * 64).any())
 
 
 def compile_graph(

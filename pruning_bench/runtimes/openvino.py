@@ -3,9 +3,8 @@
 It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Most additions
 run in the convolution before them, whose sum they take unrounded; one that gets a kernel of its own differs from the
 simulation in that. So do average pools that are not global, where a mean lies between two codes, and clamps (ReLU6)
-that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before VNNI oneDNN's
-kernels clip sums of two large products of 8-bit codes; they are run all the same, and `agreement_simulation` tells what
-that costs.
+that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before VNNI sums of two
+large products of 8-bit codes are clipped (`onednn`).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.lower import Rule
+from pruning_bench.runtimes import onednn
 from pruning_bench.runtimes.contract import Kernel, Session, refuse_dynamic, refuse_float8, runtime
 from pruning_bench.runtimes.kernels import layer_of, multiplies
 
@@ -59,6 +59,14 @@ class OpenVino:
     def version(self) -> str:
         """Such as "openvino 2026.4.1"."""
         return f"openvino {metadata.version('openvino')}"
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a CPU that clips sums of integer products means for quantized models."""
+        return onednn.remarks()
+
+    def depends(self, compressed: Compressed) -> str:
+        """On what of this CPU the outputs of a model depend."""
+        return onednn.depends(compressed)
 
     def build(
         self, compressed: Compressed, example_inputs: tuple[Tensor, ...], *, threads: int = 1, device: str = "cpu"

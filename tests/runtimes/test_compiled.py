@@ -19,10 +19,11 @@ from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule, simulate
 from pruning_bench.quantization.methods.static import Static
-from pruning_bench.runtimes import compiled, inductor
+from pruning_bench.runtimes import compiled, inductor, onednn
 from pruning_bench.runtimes.compiled import Compiled
 from pruning_bench.runtimes.contract import Kernel, Session
 from pruning_bench.runtimes.kernels import float_fallbacks
+from pruning_bench.runtimes.openvino import OpenVino
 
 SAME = 1e-5  # of the largest output: float32 noise of the last layer
 CONVOLUTIONS = {"conv1", "conv2", "conv3"}
@@ -185,7 +186,7 @@ def test_every_code_of_a_layer_is_the_simulations() -> None:
 
     x86 before VNNI multiplies the two scales first: by a formula written beside it, up to 6 codes of six draws.
     """
-    most = 6 if inductor.sums_saturate() else 0
+    most = 6 if onednn.sums_saturate() else 0
     assert codes_off(Compiled()) <= most
     for mutant in (Compiled.rules - {Rule.SHIFTED}, Compiled.rules | {Rule.INTEGER_BIASES}):
         assert codes_off(Compiled(), mutant) > most, f"{mutant} would not be noticed"
@@ -242,8 +243,9 @@ def test_without_torchao_int8_says_what_to_install_and_float_runs(case: Case, mo
 @pytest.mark.parametrize("saturates", [True, False])
 def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "torchao_version", lambda: "0.18.0")
-    monkeypatch.setattr(inductor, "sums_saturate", lambda: saturates)
-    assert any("w7a8" in remark for remark in Compiled().remarks()) == saturates, f"{Compiled().remarks()}"
+    monkeypatch.setattr(onednn, "sums_saturate", lambda: saturates)
+    for runtime in (Compiled(), OpenVino()):
+        assert any("w7a8" in remark for remark in runtime.remarks()) == saturates, f"{runtime.remarks()}"
 
 
 @pytest.mark.parametrize("saturates", [True, False])
@@ -251,11 +253,12 @@ def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytes
 def test_outputs_that_are_clipped_depend_on_the_cpu(
     scheme: str | None, clips: bool, saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inductor, "sums_saturate", lambda: saturates)
+    monkeypatch.setattr(onednn, "sums_saturate", lambda: saturates)
     model, _, context = example(Static())
     made = Made(model, None if scheme is None else Static().plan(model, scheme, context))
-    found = Compiled().depends(made)  # type: ignore[arg-type]
-    assert bool(found) == (clips and saturates), found
+    for runtime in (Compiled(), OpenVino()):
+        found = runtime.depends(made)  # type: ignore[arg-type]
+        assert bool(found) == (clips and saturates), f"{runtime.name}: {found}"
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
