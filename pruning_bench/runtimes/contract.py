@@ -59,8 +59,9 @@ class Runtime(Protocol):
     One that deviates from the bare plan lists how in `rules` (`quantization.lower.Rule`).
     One that few have, or that takes long to build, says so by `optional = True`: the profile smoke leaves it out.
     One whose outputs of a model depend on this machine says on what of it by `depends(compressed) -> str`, "" where
-    they do not: they are compared only with outputs that depend on the same.
-    One that is slower on this machine than elsewhere says why, and what to do, by `remarks() -> tuple[str, ...]`.
+    they do not: such outputs are shown and not judged.
+    One that is slower on this machine than elsewhere, or predicts otherwise, says why, and what to do, by
+    `remarks() -> tuple[str, ...]`.
     """
 
     name: ClassVar[str]

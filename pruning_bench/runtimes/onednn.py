@@ -6,6 +6,7 @@ They are run all the same, as they are for everybody there; `agreement_simulatio
 from __future__ import annotations
 
 import functools
+import platform
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from pruning_bench.quantization.contract import Affine
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
+X86 = ("x86_64", "AMD64")
 NEVER_CLIPPED = 64  # weight codes up to this: 2 * 255 * 64 fits into 16 bits
 
 
@@ -24,6 +26,8 @@ def sums_saturate() -> bool:
 
     x86 before VNNI does. Found by convolving the largest codes: 255 * 127 * 64 should be 2,072,640.
     """
+    if platform.machine() not in X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
+        return False
     onednn = torch.ops.onednn
     scale, zero, geometry = torch.ones(16), torch.zeros(16, dtype=torch.int64), ([1, 1], [0, 0], [1, 1], 1)
     x = torch.full((1, 64, 8, 8), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -44,7 +48,7 @@ def remarks() -> tuple[str, ...]:
 def depends(compressed: Compressed) -> str:
     """On what of this CPU the outputs of a model depend: "", or that sums of its codes are clipped here."""
     plan = compressed.quant_plan
-    if plan is None or plan.dtype is not None or plan.weights_only or not sums_saturate():
+    if plan is None or plan.weights_only or not sums_saturate():
         return ""
     fit = all(isinstance(grid, Affine) and grid.high <= NEVER_CLIPPED for grid in plan.weights.values())
     return "" if fit else "sums clipped to 16 bits"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import example as pinned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -170,6 +171,7 @@ WORDS = {  # of numpy's float32, which rounds every operation
 
 
 @given(st.integers(0, 10_000), st.sampled_from(list(Rounding)), st.booleans())
+@pinned(618, Rounding.ENDS, True)  # a factor that a division by a reciprocal rounds twice
 @settings(max_examples=60, deadline=None)
 def test_roundings_are_what_they_say(seed: int, rounding: Rounding, whole_bias: bool) -> None:
     x, x_affine = grid(seed, False, (400, 24))
