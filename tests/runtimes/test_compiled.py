@@ -115,8 +115,8 @@ def test_sessions_share_one_export_and_no_code(case: Case, monkeypatch: pytest.M
     assert len(exports) == 1, f"exported {len(exports)} times for one model"
     assert graphs[0].forward.__func__.__code__ is not graphs[1].forward.__func__.__code__, "torch would compile one"
     compiled._graph(made, tuple(torch.cat([x, x]) for x in case.inputs), "cpu")  # type: ignore[arg-type]
-    compiled._graph(Made(case.model, case.plan), case.inputs, "cpu")  # type: ignore[arg-type]
-    assert len(exports) == 3, "other shapes and another plan are exports of their own"
+    compiled._graph(Made(case.model), case.inputs, "cpu")  # type: ignore[arg-type]
+    assert len(exports) == 3, "other shapes and another compressed model are exports of their own"
     moved = compiled._graph(made, case.inputs, "meta")  # type: ignore[arg-type]
     again = compiled._graph(made, case.inputs, "cpu")  # type: ignore[arg-type]
     places = [{str(tensor.device) for tensor in part.parameters()} for part in (moved, again, case.model)]
