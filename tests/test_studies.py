@@ -182,12 +182,13 @@ def test_sqnr_of_a_layer_is_that_of_its_output_behind_the_relu() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     (inputs,) = made_up().selection.arguments()
     found = quantization.layer_sqnr(compress_with(model, "rtn:w3", made_up()), (inputs,))
-    assert list(found) == ["1", "3", "5"], f"{found}"
+    assert list(found) == [f"{layer}, {kind} inputs" for layer in "135" for kind in ("float", "own")], f"{found}"
     layer, given = model[3], model[:3](inputs)
     weight = fake_quantize(layer.weight.detach(), choose_weight(layer.weight.detach(), 3, "per_channel"))
     exact, rounded = layer(given).detach(), nn.functional.linear(given, weight, layer.bias).detach()
     expected, before = sqnr(exact.relu(), rounded.relu()), sqnr(exact, rounded)
-    assert found["3"] == pytest.approx(expected, abs=0.01), f"{found['3']} dB, should be {expected}"
+    alone = found["3, float inputs"]
+    assert alone == pytest.approx(expected, abs=0.01), f"{alone} dB, should be {expected}"
     assert abs(before - expected) > 0.1, f"{before} dB without the ReLU too: the test shows nothing"
 
 
@@ -197,14 +198,39 @@ def test_written_values_are_what_a_layer_is_compared_with() -> None:
         quantization.layer_sqnr(compress_with(tiny_model(), recipe, data), tiny_lab(data=data).unseen(0))
         for recipe in ("rtn:w3", "gptq:w3")
     )
-    assert nearest.keys() == learned.keys() == {"0.0", "1.0", "4"}, f"{nearest} {learned}"
-    assert learned["4"] > nearest["4"] + 1, f"{learned} dB by GPTQ, {nearest} by rounding to nearest"
+    names = {f"{layer}, {kind} inputs" for layer in ("0.0", "1.0", "4") for kind in ("float", "own")}
+    assert nearest.keys() == learned.keys() == names, f"{nearest} {learned}"
+    for kind in ("float", "own"):
+        ours, theirs = (found[f"4, {kind} inputs"] for found in (learned, nearest))
+        assert ours > theirs + 1, f"{learned} dB by GPTQ, {nearest} by rounding to nearest"
+
+
+def test_inside_the_model_a_layer_is_given_what_rounded_ones_give() -> None:
+    """By hand; the first layer's inputs are the model's, the second's are not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
+    (inputs,) = made_up().selection.arguments()
+    found = quantization.layer_sqnr(compress_with(model, "rtn:w3", made_up()), (inputs,))
+    assert found["1, own inputs"] == found["1, float inputs"], f"{found}"
+    value = inputs.flatten(1)
+    for layer in (model[1], model[3]):
+        weight = fake_quantize(layer.weight.detach(), choose_weight(layer.weight.detach(), 3, "per_channel"))
+        value = nn.functional.linear(value, weight, layer.bias.detach())
+        value = value.relu() if layer is model[1] else value
+    expected = sqnr(model(inputs).detach(), value)
+    assert found["3, own inputs"] == pytest.approx(expected, abs=0.01), f"{found}, should be {expected}"
+    assert abs(found["3, own inputs"] - found["3, float inputs"]) > 0.1, f"{found}: the test shows nothing"
 
 
 def test_layers_are_counted_by_their_mean_over_the_seeds() -> None:
-    ours = [scored([True], also={"a": 9.0, "b": 1.0, "c": 5.0}), scored([True], also={"a": 1.0, "b": 2.0, "c": 5.0})]
-    theirs = [scored([True], also={"a": 4.0, "b": 2.0, "c": 5.0})] * 2
-    assert quantization.quieter(ours, theirs) == (1, 3), "a is quieter, b louder, c the same"
+    def of(a: float, b: float, c: float, own: float) -> lab.Scored:
+        found = {f"{name}, float inputs": value for name, value in (("a", a), ("b", b), ("c", c))}
+        return scored([True], also={**found, "a, own inputs": own})
+
+    ours, theirs = [of(9.0, 1.0, 5.0, 1.0), of(1.0, 2.0, 5.0, 1.0)], [of(4.0, 2.0, 5.0, 1.0)] * 2
+    assert quantization.quieter(ours, theirs, quantization.FLOAT) == (1, 3), "a is quieter, b louder, c the same"
+    assert quantization.quieter(ours, theirs, quantization.OWN) == (0, 1), "a is the same"
 
 
 # How it is compared

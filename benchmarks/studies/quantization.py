@@ -36,6 +36,7 @@ from pruning_bench.sensitivity import sqnr
 CONVOLUTIONAL = ("lenet5", "image_classifier", "resnet20", "mobilenet_v2")
 SMOOTHED = ("vit_tiny",)
 BITS = (3, 4)
+FLOAT, OWN = "float inputs", "own inputs"
 SMALLER = 12
 CHANNELS = "l1_filter:0.5"
 COMBINED = f"{CHANNELS}+static:w8a8"  # fine-tuning changes no shape and no kernel
@@ -56,17 +57,18 @@ def bits(lab: Lab, model: str) -> Iterator[list[str]]:
     dense = lab.score(model, "dense")
     for width in BITS:
         nearest = lab.scores(model, f"rtn:w{width}", layer_sqnr)
-        yield [model, f"`rtn:w{width}`", pp(changes(nearest, dense)[0]), "-", "-", "-"]
+        yield [model, f"`rtn:w{width}`", pp(changes(nearest, dense)[0]), "-", "-", "-", "-"]
         for name in ("gptq", "adaround"):
             made = lab.scores(model, f"{name}:w{width}", layer_sqnr)
-            gain, (better, layers) = over_images(made, nearest), quieter(made, nearest)
-            verdict = shown(gain) if width < 4 else yes(better == layers)
-            mean, _ = changes(made, dense)
-            yield [model, f"`{name}:w{width}`", pp(mean), points(gain), f"{better} of {layers}", verdict]
+            gain, counts = over_images(made, nearest), [quieter(made, nearest, given) for given in (FLOAT, OWN)]
+            verdict = shown(gain) if width < 4 else yes(all(better == layers for better, layers in counts))
+            layers = [f"{better} of {layers}" for better, layers in counts]
+            yield [model, f"`{name}:w{width}`", pp(changes(made, dense)[0]), points(gain), *layers, verdict]
 
 
 def layer_sqnr(made: Compressed, inputs: tuple[Tensor, ...]) -> dict[str, float]:
-    """dB of the output of every layer whose weight is rounded, each with the inputs that it has in the float model.
+    """dB of the output of every layer whose weight is rounded, against the float model's; "LAYER, float inputs": it
+    alone is rounded; "LAYER, own inputs": all of them are, and errors of those before it count too.
 
     Where a clamp from zero (ReLU, ReLU6) alone reads a layer, its output is what the clamp gives.
 
@@ -80,26 +82,40 @@ def layer_sqnr(made: Compressed, inputs: tuple[Tensor, ...]) -> dict[str, float]
     values = {**prepared.weights, **plan.writes}
     write_values(rounded, {**plan.writes, **{n: fake_quantize(values[n], grid) for n, grid in plan.weights.items()}})
     tops = {weight: prepared.points.top_behind(node) for node, weight in prepared.points.layers.items()}
+    names = [name for name, _ in exact.named_modules() if f"{name}.weight" in plan.weights]
+    exact_calls, own_calls = (layer_calls(model, names, inputs) for model in (exact, rounded))
     found: dict[str, float] = {}
-
-    def compare(name: str, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        other = rounded.get_submodule(name)(*given)
+    for name, (given, output) in exact_calls.items():
         top = tops[f"{name}.weight"]
-        both = (x if top is None else x.clamp(0, top) for x in (output, other))
-        found[name] = sqnr(*both)
-
-    for name, layer in exact.named_modules():
-        if f"{name}.weight" in plan.weights:
-            layer.register_forward_hook(partial(compare, name))
-    with torch.inference_mode():
-        exact(*inputs)
+        with torch.inference_mode():
+            alone = rounded.get_submodule(name)(*given)
+        for kind, other in ((FLOAT, alone), (OWN, own_calls[name][1])):
+            found[f"{name}, {kind}"] = sqnr(*(x if top is None else x.clamp(0, top) for x in (output, other)))
     return found
 
 
-def quieter(ours: Sequence[Scored], theirs: Sequence[Scored]) -> tuple[int, int]:
-    """In how many layers the mean SQNR over the seeds is higher, and of how many."""
+def layer_calls(
+    model: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...]
+) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
+    """What each layer is given, and gives, when the model runs: of its last call."""
+    found: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def note(name: str, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        found[name] = tuple(value.clone() for value in given), output.clone()  # a ReLU in place may follow
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    with torch.inference_mode():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def quieter(ours: Sequence[Scored], theirs: Sequence[Scored], kind: str) -> tuple[int, int]:
+    """In how many layers the mean SQNR over the seeds, with inputs of that kind, is higher, and of how many."""
     a, b = ({name: sum(one.also[name] for one in side) for name in side[0].also} for side in (ours, theirs))
-    return sum(a[name] > b[name] for name in b), len(b)
+    names = [name for name in b if name.endswith(f", {kind}")]
+    return sum(a[name] > b[name] for name in names), len(names)
 
 
 def qat(lab: Lab, model: str) -> Iterator[list[str]]:
@@ -149,9 +165,10 @@ STUDIES: Mapping[str, Study] = {
     "bits": Study(
         "Weights rounded by GPTQ and AdaRound against round-to-nearest, on the same grids: at 3 bits the gain in "
         "top-1, with its 95 % interval over the images, should be above zero; at 4 bits the output of every layer "
-        "should have the higher SQNR, behind its ReLU or ReLU6 where it has one, with its float inputs of images that "
-        "did not calibrate.",
-        ("model", "recipe", "change", "gain", "layers above `rtn`", "holds"),
+        "should have the higher SQNR than `rtn`'s, behind its ReLU or ReLU6 where it has one: rounded alone, with the "
+        "inputs of the float model, and inside the rounded model, with its own inputs. Of images that did not "
+        "calibrate.",
+        ("model", "recipe", "change", "gain", f"layers above, {FLOAT}", OWN, "holds"),
         bits,
         CONVOLUTIONAL,
     ),
