@@ -36,6 +36,7 @@ ROUNDS = 3
 CHANNELS = ("resnet18", "resnet50", "densenet201", "shufflenet_v2_x1_0", "swin_t", "maxvit_t")
 MASKS = ("resnet50", "vit_l_16")
 CHECKPOINTS = ("image_classifier", "resnet20")
+OURS = ("l1_filter:0.5", "group_norm:0.5")  # the second one scores whole groups of layers, as Torch-Pruning does
 SEEDS = (0, 1, 2)
 PEERS = {"channels": ["torch-pruning"], "masks": [], "accuracy": ["torch-pruning"]}
 
@@ -70,8 +71,8 @@ def channels(name: str, side: str) -> dict[str, Any]:
     return {**found, **{tool: min(taken) for tool, taken in times.items() if taken}}
 
 
-def _ours(model: nn.Module, images: tuple[Tensor, ...]) -> nn.Module:
-    return compress(model, "l1_filter:0.5", example_inputs=images).model
+def _ours(model: nn.Module, images: tuple[Tensor, ...], recipe: str = OURS[0]) -> nn.Module:
+    return compress(model, recipe, example_inputs=images).model
 
 
 def _theirs(model: nn.Module, images: tuple[Tensor, ...], share: float = 0.5) -> nn.Module:
@@ -155,8 +156,8 @@ def accuracy(name: str, side: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {"dense": score(dense)}
     two = tuple(torch.cat([value, value]) for value in example)
-    for tool in ("ours", "theirs"):
-        shrunk = _ours(dense, example) if tool == "ours" else _theirs(copy.deepcopy(dense), two)
+    for tool in (*OURS, "theirs"):
+        shrunk = _theirs(copy.deepcopy(dense), two) if tool == "theirs" else _ours(dense, example, tool)
         found[f"{tool}_macs"] = count_cost(shrunk, example).macs / whole
         tuned = [
             compress(shrunk, "finetune:1", example_inputs=example, train=data.train, seed=seed).model for seed in SEEDS
@@ -209,9 +210,9 @@ def accuracy_row(name: str, seconds: float) -> list[str]:
     """Mean and worst top-1 over the seeds, beside the MACs left."""
     found = child("accuracy", name, "both", seconds)
     if "problem" in found:
-        return [name, found["problem"], "-", "-"]
+        return [name, found["problem"], *["-"] * (len(OURS) + 1)]
     cells = [name, f"{found['dense']:.2%}"]
-    for side in ("ours", "theirs"):
+    for side in (*OURS, "theirs"):
         mean, worst = sum(found[side]) / len(found[side]), min(found[side])
         cells.append(f"{mean:.2%} (worst {worst:.2%}), {found[f'{side}_macs']:.1%} of the MACs")
     return cells
@@ -220,7 +221,7 @@ def accuracy_row(name: str, seconds: float) -> list[str]:
 ROWS: dict[str, tuple[Callable[[str, float], list[str]], list[str]]] = {
     "channels": (channel_row, ["model", "ours", "Torch-Pruning", "time, whole", "time after our export"]),
     "masks": (mask_row, ["model", "ours", "torch.nn.utils.prune", "time", "memory", "entries that differ"]),
-    "accuracy": (accuracy_row, ["model", "dense", "ours", "Torch-Pruning"]),
+    "accuracy": (accuracy_row, ["model", "dense", *(f"`{recipe}`" for recipe in OURS), "Torch-Pruning"]),
 }
 
 
