@@ -36,7 +36,7 @@ ROUNDS = 3
 CHANNELS = ("resnet18", "resnet50", "densenet201", "shufflenet_v2_x1_0", "swin_t", "maxvit_t")
 MASKS = ("resnet50", "vit_l_16")
 CHECKPOINTS = ("image_classifier", "resnet20")
-OURS = ("l1_filter:0.5", "group_norm:0.5")  # the second one scores whole groups of layers, as Torch-Pruning does
+OURS = ("l1_filter:0.5", "group_norm:0.5,p=1")  # the second one scores whole groups of layers, as Torch-Pruning does
 SEEDS = (0, 1, 2)
 PEERS = {"channels": ["torch-pruning"], "masks": [], "accuracy": ["torch-pruning"]}
 

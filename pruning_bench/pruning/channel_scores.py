@@ -77,26 +77,26 @@ def norm_scales(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def unit_squares(model: nn.Module, couplings: Couplings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Over all weights that touch a channel, those that make it and those that read it: squares, and how many.
+def unit_powers(model: nn.Module, couplings: Couplings, power: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Over all weights that touch a channel, those that make it and those that read it: |w|^power, and how many.
 
     Weights are the parameters of two or more dimensions and the scales of batch norms; biases are none. A weight that
     both makes and reads channels of one coupling counts for each of the two.
 
     Returns:
-        coupling -> sum of w^2, float64 [channels]; coupling -> number of weights, float64 [channels].
+        coupling -> sum of |w|^power, float64 [channels]; coupling -> number of weights, float64 [channels].
     Raises:
         ModelError: a weight holds NaN or infinity; names it.
     """
     scales = norm_scales(model)
-    squares, counts = {}, {}
+    sums, counts = {}, {}
     for name, weight in model.named_parameters():
         if weight.dim() < 2 and name not in scales:
             continue
         require_finite(name, weight.detach())
+        powers = weight.detach().double().abs().pow(power)
         for dim, size in enumerate(weight.shape):
             others = [other for other in range(weight.dim()) if other != dim]
-            values = weight.detach().double().square()
-            squares[name, dim] = values.sum(others) if others else values
+            sums[name, dim] = powers.sum(others) if others else powers
             counts[name, dim] = torch.full((size,), float(weight.numel() // max(size, 1)))
-    return unit_sums(couplings, squares), unit_sums(couplings, counts)
+    return unit_sums(couplings, sums), unit_sums(couplings, counts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.pruning.channel_scores import unit_squares
+from pruning_bench.pruning.channel_scores import unit_powers
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
@@ -18,12 +18,13 @@ from pruning_bench.recipe import sparsity_of
 @pruning_method
 @dataclass(frozen=True)
 class GroupNorm(ChannelOptions):
-    """Removes channels: score of a channel = sqrt(sum of w^2) over all weights that go with it.
+    """Removes channels: score of a channel = (sum of |w|^p)^(1/p) over all weights that go with it.
 
     These are the filters that make the channel, the weights of all layers that read it, and the scales of its batch
-    norms; biases do not count. With scope "global" the score is the root of the mean of w^2.
+    norms; biases do not count. With scope "global" the sum becomes the mean.
 
     Args:
+        p: 2, as in the paper, or 1: the sum of absolute weights.
         scope, budget, round_to: see `ChannelOptions`.
     Reference:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900.
@@ -36,8 +37,9 @@ class GroupNorm(ChannelOptions):
         {0: tensor([1])}
     """
 
+    p: Literal[1, 2] = 2
     name: ClassVar[str] = "group_norm"
-    examples: ClassVar[tuple[str, ...]] = ("group_norm:0.5",)
+    examples: ClassVar[tuple[str, ...]] = ("group_norm:0.5", "group_norm:0.5,p=1")
     tags: ClassVar[PruningTags] = PruningTags(
         structure="channel",
         level=sparsity_of,
@@ -48,8 +50,8 @@ class GroupNorm(ChannelOptions):
         """The channels that stay; `level` is the share removed, in [0, 1)."""
 
         def score(couplings: Couplings) -> dict[str, Tensor]:
-            squares, counts = unit_squares(model, couplings)
-            shared = self.scope == "global"
-            return {name: (values / counts[name] if shared else values).sqrt() for name, values in squares.items()}
+            sums, counts = unit_powers(model, couplings, self.p)
+            over = counts if self.scope == "global" else dict.fromkeys(sums, 1)
+            return {name: (values / over[name]) ** (1 / self.p) for name, values in sums.items()}
 
         return plan_channels(self, model, level, context, score)
