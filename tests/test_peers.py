@@ -121,3 +121,25 @@ def test_the_folder_of_the_benchmarks_is_collected_without_its_scripts() -> None
     ran = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, f"{ran.stdout[-2000:]}{ran.stderr[-2000:]}"
     assert "benchmarks/test_quality.py::test_quality[" in ran.stdout, f"{ran.stdout[-2000:]}"
+
+
+def test_the_command_below_a_table_says_how_long_rows_may_take(
+    load: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = load("page")
+    parser = page.options("", ["masks"], 90.0, {})
+    for words, expected in ((["masks", "a"], "masks a`"), (["masks", "--seconds", "900"], "masks --seconds 900`")):
+        page.report(parser.parse_args(words), "pruning", ["model"], [["a"]], ["torch"])
+        found = capsys.readouterr().out
+        assert f"`python benchmarks/peers/pruning.py {expected}" in found, f"{found}, should name {expected}"
+
+
+def test_a_killed_process_is_said_so(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    script = tmp_path / "dies.py"
+    for code, expected in (
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by signal 9: memory?"),
+        ("import sys; sys.exit(3)", "exit 3"),
+    ):
+        script.write_text(code, encoding="utf-8")
+        found = load("page").child(str(script), [], 60.0)
+        assert found == {"problem": expected}, f"{found}, should be {expected}"

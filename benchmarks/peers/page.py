@@ -29,7 +29,8 @@ def child(script: str, words: Sequence[str], seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"problem": f"does not end within {seconds:g} s"}
     if ran.returncode:
-        return {"problem": (ran.stderr.strip().splitlines() or [f"exit {ran.returncode}"])[-1][:200]}
+        died = f"exit {ran.returncode}" if ran.returncode > 0 else f"killed by signal {-ran.returncode}: memory?"
+        return {"problem": (ran.stderr.strip().splitlines() or [died])[-1][:200]}
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
@@ -46,6 +47,7 @@ def options(about: str | None, work: Sequence[str], seconds: float, child: dict[
     parser.add_argument("--seconds", type=float, default=seconds, help="the longest for a model (default: %(default)g)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also put the table into its section of this page")
     parser.add_argument("--child", help=argparse.SUPPRESS, **child)
+    parser.set_defaults(usual_seconds=seconds)
     return parser
 
 
@@ -70,7 +72,8 @@ def report(
     args: argparse.Namespace, script: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
 ) -> None:
     """Prints a table, the command that measures it and what else is to be said; puts them where they belong."""
-    command = shlex.join(["python", f"benchmarks/peers/{script}.py", args.work, *args.models])
+    longer = [] if args.seconds == args.usual_seconds else ["--seconds", f"{args.seconds:g}"]
+    command = shlex.join(["python", f"benchmarks/peers/{script}.py", args.work, *args.models, *longer])
     said = "; ".join([*notes[:1], current().must_match["cpu"]])
     lines = [f"`{command}`: {said}.", *(f"* {note}" for note in notes[1:])]
     body = "\n\n".join([tabulate(rows, header, tablefmt="pipe", disable_numparse=True), *lines])
