@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
-from pruning_bench.graphs import place
+from pruning_bench.graphs import operator, place
 from pruning_bench.pruning.couplings import Dimension, Labels, Walk
 
 Rule: TypeAlias = Callable[[Walk, Node], Any]
@@ -24,6 +24,11 @@ FIXED = (nn.MultiheadAttention,)  # modules whose own code fixes sizes: what the
 RULES: dict[str, Rule] = {}
 SPATIAL = "no channels: places in an image or a sequence"
 SINGLE = "a single channel"
+MOVES = "view reshape _unsafe_view flatten permute transpose t numpy_T unsqueeze squeeze expand split split_with_sizes"
+PARTS = "chunk unbind getitem slice select cat stack contiguous clone detach alias to _to_copy"
+MAKES = ("linear", "conv1d", "conv2d", "conv3d")
+ZERO_AT_ZERO = "relu tanh neg abs square"
+KEEPS_ZEROS = frozenset(" ".join((MOVES, PARTS, ZERO_AT_ZERO)).split())
 
 
 def rule(*operators: str, in_place: bool = False) -> Callable[[Rule], Rule]:
@@ -52,13 +57,13 @@ def convolution(walk: Walk, node: Node) -> list[Dimension] | None:
     groups = walk.argument(node, "groups", 1)
     if len(walk.dims(source)) != len(walk.dims(weight)):  # an image without a batch
         return None
-    batch, channels, *_ = walk.dims(source)
+    batch, channels, *places = walk.dims(source)
     out, inner, *kernel = walk.dims(weight)
     if groups == 1:
-        walk.join(channels, inner)
+        contract(walk, node, (source, channels), (weight, inner))
     else:
         out = _grouped(walk, node, out, channels, inner, groups)
-    for dimension in kernel:
+    for dimension in (*places, *kernel):
         walk.pin(dimension, SPATIAL)
     return [batch, _made(walk, node, weight, 0, out), *[SPATIAL] * len(kernel)]
 
@@ -69,21 +74,47 @@ def transposed_convolution(walk: Walk, node: Node) -> list[Dimension] | None:
     source, weight = walk.argument(node, "input"), walk.argument(node, "weight")
     if walk.argument(node, "groups", 1) != 1 or len(walk.dims(source)) != len(walk.dims(weight)):
         return None
-    batch, channels, *_ = walk.dims(source)
+    batch, channels, *places = walk.dims(source)
     inner, out, *kernel = walk.dims(weight)
-    for dimension in kernel:
+    for dimension in (*places, *kernel):
         walk.pin(dimension, SPATIAL)
-    walk.join(channels, inner)
+    contract(walk, node, (source, channels), (weight, inner))
     return [batch, _made(walk, node, weight, 1, out), *[SPATIAL] * len(kernel)]
+
+
+def contract(walk: Walk, node: Node, one: tuple[Node, Dimension], other: tuple[Node, Dimension]) -> None:
+    """Two dimensions that a product sums over go together where one side is known to be zero in what is removed.
+
+    Parameters are. Of two computed values neither need be, as sigmoid(0) is not: then both dimensions keep their size.
+    """
+    if vanishes(walk, *one) or vanishes(walk, *other):
+        walk.join(one[1], other[1])
+        return
+    for _, dimension in (one, other):
+        walk.pin(dimension, f"a sum over products of computed values [{place(node)}]")
+
+
+def vanishes(walk: Walk, node: Node, dimension: Dimension) -> bool:
+    """Is the value surely zero wherever the weights of these channels are, by its own tensors or by its layer's?"""
+    if node.op == "placeholder":
+        return walk.owned(node)
+    name, sources = operator(node).removeprefix("aten.").rstrip("_"), node.all_input_nodes
+    if name in MAKES:
+        weight, bias = walk.argument(node, "weight"), walk.argument(node, "bias")
+        owned = all(one is None or walk.owned(one) for one in (weight, bias))
+        return owned and not isinstance(dimension, str) and bool(np.isin(dimension, walk.dims(weight)[0]).all())
+    if name in ("mul", "div"):  # by a number, or by one factor for all
+        return walk.shape(sources[0]) == walk.shape(node) and vanishes(walk, sources[0], dimension)
+    return name in KEEPS_ZEROS and all(vanishes(walk, source, dimension) for source in sources)
 
 
 @rule("aten.linear")
 def linear(walk: Walk, node: Node) -> list[Dimension]:
     """Weight [out, in]: makes its dimension 0, reads its dimension 1, passes all others on."""
-    weight = walk.argument(node, "weight")
-    *others, channels = walk.dims(walk.argument(node, "input"))
+    source, weight = walk.argument(node, "input"), walk.argument(node, "weight")
+    *others, channels = walk.dims(source)
     out, inner = walk.dims(weight)
-    walk.join(channels, inner)
+    contract(walk, node, (source, channels), (weight, inner))
     return [*others, _made(walk, node, weight, 0, out)]
 
 
@@ -107,7 +138,7 @@ def _grouped(walk: Walk, node: Node, out: Dimension, channels: Dimension, inner:
             walk.pin(dimension, reason)
         return reason
     makes, reads = out.reshape(groups, -1), channels.reshape(groups, -1)
-    if makes.shape == reads.shape and groups < reads.shape[1]:
+    if makes.shape == reads.shape and groups < reads.shape[1] and walk.owned(walk.argument(node, "weight")):
         together(walk, makes.T)
         together(walk, reads.T)
         walk.join(makes[0], reads[0])
@@ -141,13 +172,13 @@ def per_channel(walk: Walk, node: Node) -> list[Dimension]:
 def instance_norm(walk: Walk, node: Node) -> list[Dimension] | None:
     """As batch norm; without tensors of its own the layer keeps its number of channels."""
     owned = any(walk.argument(node, name) is not None for name in ("weight", "running_mean"))
-    return per_channel(walk, node) if owned else None
+    return _within_places(walk, node, per_channel(walk, node)) if owned else None
 
 
 @rule("aten.group_norm")
 def group_norm(walk: Walk, node: Node) -> list[Dimension]:
     """Normalizes in groups of channels, so that whole groups go; a removed channel would change the statistics."""
-    dims = list(per_channel(walk, node))
+    dims = _within_places(walk, node, per_channel(walk, node))
     groups, owner = walk.argument(node, "num_groups"), walk.module(node)
     if isinstance(dims[1], str):
         return dims
@@ -155,6 +186,12 @@ def group_norm(walk: Walk, node: Node) -> list[Dimension]:
         return [dims[0], pinned(walk, dims[1], f"the code gives its groups [{place(node)}]"), *dims[2:]]
     together(walk, dims[1].reshape(groups, -1))
     return dims
+
+
+def _within_places(walk: Walk, node: Node, dims: list[Dimension]) -> list[Dimension]:
+    """Statistics are taken over all dimensions behind the channels, which keep their size."""
+    reason = f"normalized over [{place(node)}]"
+    return [*dims[:2], *(pinned(walk, dimension, reason) for dimension in dims[2:])]
 
 
 @rule("aten.layer_norm", "aten.rms_norm")
@@ -171,8 +208,10 @@ def layer_norm(walk: Walk, node: Node) -> list[Dimension]:
 
 RECTIFIERS = "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish"
 SQUASHERS = "hardsigmoid sigmoid tanh softplus log_sigmoid"
-ARITHMETIC = "exp log neg abs sqrt rsqrt square sin cos clamp clamp_min clamp_max pow add sub mul div maximum minimum"
-COMPARISONS = "eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
+ARITHMETIC = (
+    "exp log neg abs sqrt rsqrt square sin cos clamp clamp_min clamp_max pow add sub rsub mul div maximum minimum"
+)
+COMPARISONS = "maximum minimum eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
 UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias _to_copy bernoulli"
 MADE = "zeros_like ones_like empty_like rand_like randn_like full_like zero_ fill copy"
 ELEMENTWISE = [
@@ -207,14 +246,15 @@ def _windows(spatial: int) -> Rule:
         source = node.all_input_nodes[0]
         dims = walk.dims(source)
         for dimension in dims[-spatial:]:
-            walk.pin(dimension, f"pooled over [{place(node)}]")
+            walk.pin(dimension, f"pooled or scaled over [{place(node)}]")
         return [*dims[:-spatial], *[SPATIAL] * spatial]
 
     return windows
 
 
-for _spatial in (1, 2, 3):
-    rule(*(f"aten.{name}{_spatial}d" for name in ("max_pool", "avg_pool", "adaptive_avg_pool")))(_windows(_spatial))
+for _spatial, _smooth in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
+    _names = ("max_pool", "avg_pool", "adaptive_avg_pool", "upsample_nearest", f"upsample_{_smooth}")
+    rule(*(f"aten.{name}{_spatial}d" for name in _names))(_windows(_spatial))
 
 
 @rule("aten.mean", "aten.sum", "aten.amax", "aten.amin")

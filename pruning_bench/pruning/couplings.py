@@ -189,6 +189,10 @@ class Walk:
         """The innermost module whose forward ran the node."""
         return self._modules.get(graphs.module_path(node))
 
+    def owned(self, node: Node) -> bool:
+        """Is it a parameter or buffer of the model?"""
+        return node.name in self._names
+
     def dims(self, node: Node) -> list[Dimension]:
         """The dimensions of a node's value; of what is no tensor, none."""
         return [] if isinstance(node.meta.get("val"), (tuple, list)) else self._values.get(node, [])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from pruning_bench.graphs import place
-from pruning_bench.pruning.coupling_rules import RULES, SINGLE, pinned, rule, together
+from pruning_bench.pruning.coupling_rules import RULES, SINGLE, contract, pinned, rule, together
 from pruning_bench.pruning.couplings import Dimension, Labels, Walk
 
 __all__ = ["RULES"]
@@ -343,7 +343,7 @@ def product(walk: Walk, node: Node) -> list[Dimension] | None:
     first, second = walk.dims(one), walk.dims(other)  # type: ignore[arg-type]
     if min(len(first), len(second)) < 2:
         return None
-    walk.join(first[-1], second[-2])
+    contract(walk, node, (one, first[-1]), (other, second[-2]))  # type: ignore[arg-type]
     batch: list[Dimension] = [SINGLE] * (len(walk.shape(node)) - 2)
     for dims, shape in ((first, walk.shape(one)), (second, walk.shape(other))):  # type: ignore[arg-type]
         for back, dimension in enumerate(reversed(dims[:-2]), start=1):

@@ -1,6 +1,7 @@
 """What goes together, what stays and why; wrong pairings must fail the twin test on every graph."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,11 @@ class Shared(Residual):
         return self.head(features)
 
 
+class Gate(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return 1 - images.sigmoid()
+
+
 PRODUCERS: dict[str, tuple[nn.Module, dict[str, list[str]]]] = {
     "plain": (sequential(nn.ReLU(), nn.Conv2d(6, 2, 1)), {"0": ["0.weight"]}),
     "batch_norm": (sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)), {"0": ["0.weight"]}),
@@ -120,6 +126,9 @@ PRODUCERS: dict[str, tuple[nn.Module, dict[str, list[str]]]] = {
         sequential(nn.ConvTranspose2d(6, 5, 2), nn.Conv2d(5, 2, 1)),
         {"0": ["0.weight"], "1": ["1.weight"]},
     ),
+    "gate": (sequential(Gate(), nn.Conv2d(6, 2, 1)), {"0": ["0.weight"]}),
+    "nearest": (sequential(nn.Upsample(scale_factor=2), nn.Conv2d(6, 2, 1)), {"0": ["0.weight"]}),
+    "bilinear": (sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(6, 2, 1)), {"0": ["0.weight"]}),
     "residual": (Residual(), {"stem": ["stem.weight", "inner.weight"]}),
     "shared": (Shared(), {"stem": ["stem.weight", "inner.weight"]}),
 }
@@ -188,6 +197,88 @@ def test_what_cannot_go_says_why(name: str) -> None:
     plan = found.plan({})
     assert not plan.kept, f"{name}: an empty choice cuts {list(plan.kept)}"
     assert plan.untouched == found.untouched, f"{name}: the plan says {plan.untouched}, not {found.untouched}"
+
+
+def over_time(*layers: nn.Module) -> nn.Sequential:
+    """A linear layer over the last dimension of [N, 3, 12], then layers of which the first works along it."""
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), *layers)
+
+
+ALONG: dict[str, tuple[nn.Module, str]] = {
+    "convolution": (over_time(nn.Conv1d(3, 5, 3, padding=1)), "places in an image or a sequence"),
+    "places": (over_time(nn.Conv1d(3, 6, 1), nn.ReLU(), nn.Linear(8, 4)), "places in an image or a sequence"),
+    "pooled after": (
+        over_time(nn.Conv1d(3, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 4)),
+        "places in an image or a sequence",
+    ),
+    "transposed": (over_time(nn.ConvTranspose1d(3, 5, 3)), "places in an image or a sequence"),
+    "instance_norm": (over_time(nn.InstanceNorm1d(3, affine=True), nn.Linear(8, 4)), "normalized over"),
+    "group_norm": (over_time(nn.GroupNorm(3, 3), nn.Linear(8, 4)), "normalized over"),
+    "scaled": (over_time(nn.Upsample(scale_factor=2), nn.Linear(16, 4)), "pooled or scaled over"),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_places_that_a_linear_layer_makes_stay_where_a_layer_works_along_them(name: str) -> None:
+    model, reason = ALONG[name]
+    found = find_couplings(model.eval(), (torch.zeros(1, 3, 12),))
+    said = found.untouched["0.weight, dimension 0"]
+    assert reason in said, f"{name}: reason {said!r}, should hold {reason!r}"
+
+
+class Computed(nn.Module):
+    """`product` of sigmoid(a(x)) and what `other` makes of `part`; of x too where that is a layer."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor], part: Any, other: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.a, self.part, self.product, self.other = nn.Linear(6, 8), part, product, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.part(x) if isinstance(self.part, nn.Module) else self.part
+        return self.product(self.a(x).sigmoid(), self.other(value))
+
+
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    return torch.bmm(one.unsqueeze(1), other.unsqueeze(2)).flatten(1)
+
+
+def weight() -> nn.Parameter:
+    return nn.Parameter(torch.ones(3, 8))
+
+
+apply = nn.functional.linear
+SUMS: dict[str, tuple[Computed, int]] = {
+    "two computed": (Computed(dot, nn.Linear(6, 8), Tensor.sigmoid), 8),
+    "a layer": (Computed(dot, nn.Linear(6, 8), Tensor.clone), 4),
+    "a layer, rectified": (Computed(dot, nn.Linear(6, 8), Tensor.relu), 4),
+    "a weight that is not zero at zero": (Computed(apply, weight(), Tensor.exp), 8),
+    "a weight": (Computed(apply, weight(), Tensor.clone), 4),
+    "a weight, scaled": (Computed(apply, weight(), lambda value: value * 0.5), 4),
+    "a weight, transposed": (Computed(torch.matmul, weight(), Tensor.t), 4),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_over_channels_needs_a_side_that_is_zero_without_them(name: str) -> None:
+    model, left = SUMS[name]
+    inputs = (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),)
+    found = find_couplings(model, inputs)
+    plan = found.plan(random_keep(found, 0))
+    if left == 8:
+        assert "a" not in found.groups, f"{name}: {dict(found.groups)} may go"
+        said = found.untouched["a.weight, dimension 0"]
+        assert "a sum over products of computed values" in said, f"{name}: reason {said!r}"
+    else:
+        check_twin(model, plan, inputs)
+    assert apply_channels(model, plan).a.out_features == left, f"{name}: should leave {left}"
+
+
+def test_the_twin_test_rejects_a_sum_that_joins_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coupling_rules, "vanishes", lambda walk, node, dimension: True)
+    model, inputs = SUMS["two computed"][0], (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),)
+    found = find_couplings(model, inputs)
+    with pytest.raises(AssertionError, match="outputs differ"):
+        check_twin(model, found.plan(random_keep(found, 0)), inputs)
 
 
 class Tied(nn.Module):
