@@ -26,6 +26,8 @@ from pruning_bench.errors import CheckpointError, PruningBenchError
 from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
 from pruning_bench.models.narrowing import NARROW, narrow, widen
 from pruning_bench.models.packing import KEY, VALUES, pack, unpack
+from pruning_bench.pruning.contract import MaskPlan
+from pruning_bench.pruning.masks import current_masks
 from pruning_bench.pruning.shrink import resize_to
 from pruning_bench.quantization.affine import dequantize, quantize
 from pruning_bench.quantization.cast import cast
@@ -35,6 +37,7 @@ from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import write_values
 
 FORMAT = 1
+MASKED = "masked"
 _ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
 
 
@@ -49,13 +52,18 @@ def save(
 ) -> dict[str, Any]:
     """Writes `path` (safetensors) and its card (the same name ending in .json), each whole or not at all.
 
+    Of the plans, masks are kept, but for those of a model with integer codes.
+
     Args:
+        path: a name ending in .safetensors.
         model, options: registered name and builder arguments, so that `load` can build the model by itself.
         dataset: what the model was trained on.
         about: further entries of the card.
     Returns:
         The card: model, options, recipe, example inputs, ranges of codes, shapes of packed tensors, versions, sha256 of
         the file.
+    Raises:
+        CheckpointError: another name, a state that is no tensor.
     """
     stored, entries = _packed(compressed)
     card = {
@@ -69,6 +77,7 @@ def save(
         **({"codebooks": sorted(tables)} if (tables := _tables(compressed)) else {}),
         **({"dynamic": True} if (plan := compressed.quant_plan) and plan.dynamic else {}),
         **({"dtype": plan.dtype} if plan and plan.dtype else {}),
+        **({MASKED: sorted(masks)} if (masks := current_masks(compressed.plans)) and not _has_codes(plan) else {}),
         **entries,
         "versions": {"pruning_bench": __version__, "torch": torch.__version__},
         **(about or {}),
@@ -78,6 +87,8 @@ def save(
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     """Reads what `save` wrote, channel-pruned shapes included; `.model` of the result is the compressed model.
+
+    Masks come back in one plan, which keeps the weights that are not zero, so that `keep_pruned` holds the others.
 
     Args:
         model: a dense model of the right class, for a file whose card names none; never changed.
@@ -102,7 +113,20 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
     except (PruningBenchError, RuntimeError, KeyError, ValueError, IndexError, TypeError) as problem:
         found = f"other tensors ({' '.join(str(problem).split())})"
         raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
-    return Compressed(built.eval(), made, (), plan, inputs)
+    return Compressed(built.eval(), made, _masks(card, built, path), plan, inputs)
+
+
+def _masks(card: Mapping[str, Any], model: nn.Module, path: Path) -> tuple[MaskPlan, ...]:
+    """The plan of the masks that the card names, if any."""
+    names, parameters = card.get(MASKED, []), dict(model.named_parameters(remove_duplicate=False))
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in parameters for name in names):
+        where = str(path.with_suffix(".json"))
+        raise CheckpointError("load", f"{MASKED} {names!r:.40}", "names of the model's parameters", where)
+    return (MaskPlan({name: parameters[name].detach() != 0 for name in names}),) if names else ()
+
+
+def _has_codes(plan: QuantPlan | None) -> bool:
+    return plan is not None and plan.dtype is None
 
 
 def file_size(compressed: Compressed) -> int:
@@ -125,10 +149,10 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
         model = compressed.float_model
         if plan is not None and plan.dtype is not None:
             model = cast(model, plan.dtype).model
-        return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        return _state_of(model)
     folded = fold_batch_norms(compressed.float_model, compressed.example_inputs)
     write_values(folded, plan.writes)
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in folded.state_dict().items()}
+    state = _state_of(folded)
     for name, coding in plan.weights.items():
         state[name] = quantize(state[name], coding).to(_stored_type(coding)).contiguous()
     for name, table in plan.codebooks.items():
@@ -139,6 +163,16 @@ def tensors_of(compressed: Compressed) -> dict[str, Tensor]:
         if isinstance(coding, Affine) and not _is_symmetric(coding.low, coding.high):
             state[name + _ZERO] = coding.zero_point.detach().clone()
     return state
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the tensors of its state."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            found = f"a state of type {type(value).__name__}, by get_extra_state"
+            raise CheckpointError("save", found, "tensors; torch.save keeps others", name)
+    return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
 
 
 def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,7 +15,7 @@ from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context, Past
 from pruning_bench.datasets.contract import Examples
 from pruning_bench.discover import discover
-from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError
+from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError, one_line
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
@@ -77,6 +77,9 @@ def compress(
 ) -> Compressed:
     """Runs `recipe` on a copy of `model`.
 
+    A model that an earlier call pruned is one like all others: its zeros are weights, which count as pruned where they
+    are the smallest, and which training moves. Steps that are to know of earlier ones stand in one recipe.
+
     Args:
         model: never changed.
         recipe: text of the grammar in `pruning_bench.recipe`, or a parsed recipe.
@@ -97,11 +100,12 @@ def compress(
     discover()
     check_seed(seed)
     _check_inputs(model, example_inputs)
+    _check_calibration(calibration)
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(parsed, grammar.Recipe):
         raise RecipeError("compress", f"a recipe of type {type(recipe).__name__}", "text or a parsed recipe")
     steps = list(parsed.steps())
-    dense = copy.deepcopy(model).eval()
+    dense = _copied(model).eval()
     state = _State(copy.deepcopy(dense))
     past = [state.past()] if (keeps_past := any(_needs_past(step) for step in steps)) else []
     for index, step in enumerate(steps):
@@ -119,6 +123,21 @@ def compress(
         if keeps_past:
             past.append(state.past())
     return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy that computes with its own weights."""
+    for path, module in model.named_modules():
+        cells = getattr(vars(module).get("forward"), "__closure__", None) or ()
+        if any(isinstance(getattr(cell.cell_contents, "__self__", cell.cell_contents), nn.Module) for cell in cells):
+            found = "a forward put on the module, which holds a module: copies would run the original"
+            raise ModelError("compress", found, "forward of the class, or a hook", path or type(model).__name__)
+    try:
+        return copy.deepcopy(model)
+    except Exception as problem:
+        found = f"a model that cannot be copied ({type(problem).__name__}: {one_line(problem)})"
+        what = "one without tensors that are computed: after torch.nn.utils.prune.remove or remove_weight_norm, say"
+        raise ModelError("compress", found, what, type(model).__name__) from problem
 
 
 class _State:
@@ -183,6 +202,17 @@ def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
     check_weights(model, "compress")
+
+
+def _check_calibration(batches: object) -> None:
+    if batches is None:
+        return
+    if not isinstance(batches, Sequence):
+        raise ModelError("compress", f"calibration of type {type(batches).__name__}", "a list of batches, each (x,)")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, (list, tuple)):
+            found, expected = f"a batch of type {type(batch).__name__}", "a tuple of positional arguments, such as (x,)"
+            raise ModelError("compress", found, expected, f"calibration batch {number}")
 
 
 def check_weights(model: nn.Module, who: str) -> None:

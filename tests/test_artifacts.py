@@ -17,6 +17,7 @@ from pruning_bench.discover import discover
 from pruning_bench.errors import CheckpointError
 from pruning_bench.models.checkpoints import load_checkpoint
 from pruning_bench.models.contract import build_model
+from pruning_bench.pruning.masks import current_masks, keep_pruned
 
 OPTIONS = {"num_classes": 10, "in_channels": 1}
 RECIPES = [
@@ -156,6 +157,7 @@ SPOILT_SPARSE = {
     "shape of no tensor": _card(sparse={"fc.nothing": [10, 64]}),
     "a dense tensor's shape": _card(sparse={"fc.bias": [10]}),
 }
+SPOILT_MASKS = {"text": "fc.weight", "no parameter": ["fc.nothing"], "a number": [3]}
 
 
 @pytest.mark.parametrize("spoilt", SPOILT_SPARSE)
@@ -169,6 +171,61 @@ def test_a_spoilt_file_of_a_masked_model_is_one_clear_error(spoilt: str, sparse:
             read(file)
         assert "\n" not in str(caught.value), str(caught.value)
         assert str(file.with_suffix("")) in str(caught.value), f"{caught.value} should name the file"
+
+
+@pytest.mark.parametrize("spoilt", SPOILT_MASKS)
+def test_masks_of_no_parameter_are_one_clear_error(spoilt: str, sparse: Path, tmp_path: Path) -> None:
+    file = tmp_path / sparse.name
+    for part in (sparse, sparse.with_suffix(".json")):
+        shutil.copy(part, tmp_path)
+    _card(masked=SPOILT_MASKS[spoilt])(file)
+    with pytest.raises(CheckpointError, match=r"load: masked .*, should be names of the model's parameters \["):
+        load(file)
+
+
+@pytest.mark.parametrize("recipe", ["magnitude:0.9", "magnitude:0.5+l1_filter:0.5", "magnitude:0.9+cast:bf16"])
+def test_masks_come_back_and_hold(recipe: str, data: Split, tmp_path: Path) -> None:
+    saved = made("resnet20", recipe, data)
+    save(saved, tmp_path / "model.safetensors", model="resnet20", options=OPTIONS)
+    loaded = load(tmp_path / "model.safetensors")
+    found, expected = current_masks(loaded.plans), current_masks(saved.plans)
+    assert found.keys() == expected.keys(), f"masks of {sorted(found)}, should be of {sorted(expected)}"
+    for name, mask in expected.items():
+        assert torch.equal(found[name], mask), f"{name}: {int((found[name] != mask).sum())} entries differ"
+    model = loaded.float_model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with keep_pruned(model, loaded.plans, optimizer):
+        model(data.inputs()).square().sum().backward()
+        optimizer.step()
+    alive = sum(int(value[~expected[name]].any()) for name, value in model.named_parameters() if name in expected)
+    assert not alive, f"pruned weights of {alive} layers are alive"
+
+
+def test_models_without_masks_have_none(data: Split, tmp_path: Path) -> None:
+    for number, recipe in enumerate(("dense", "l1_filter:0.5", "magnitude:0.9+rtn:w4")):
+        save(made("resnet20", recipe, data), tmp_path / f"{number}.safetensors", model="resnet20", options=OPTIONS)
+        assert load(tmp_path / f"{number}.safetensors").plans == (), recipe
+
+
+@pytest.mark.parametrize("name", ["net_0.25", "net", "net.json", "net.bin"])
+def test_files_end_in_safetensors_so_that_no_card_lands_on_another_file(name: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    compressed = compress(net, "l1_filter:0.5", example_inputs=(torch.zeros(1, 8),))
+    with pytest.raises(CheckpointError, match="should be"):
+        save(compressed, tmp_path / name)
+    assert not list(tmp_path.iterdir()), f"{list(tmp_path.iterdir())} left behind"
+
+
+class Remembers(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+
+def test_a_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(Remembers(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    compressed = compress(net, "magnitude:0.5", example_inputs=(torch.zeros(1, 8),))
+    with pytest.raises(CheckpointError, match=r"save: a state of type dict, by get_extra_state, .*\[0._extra_state\]"):
+        save(compressed, tmp_path / "net.safetensors")
 
 
 def test_masked_models_are_small_on_disk_and_come_back_bit_by_bit(data: Split, tmp_path: Path) -> None:

@@ -254,3 +254,47 @@ def no_plan() -> Iterator[None]:
 def test_a_method_that_returns_no_plan_is_named(block: nn.Module, train: Split) -> None:
     with pytest.raises(PluginError, match="no_plan: a plan of type dict"):
         make(block, "no_plan:0.5", train)
+
+
+def spoilt_model(kind: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    if kind == "torch.nn.utils.prune":
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+        model(torch.ones(1, 4))
+    elif kind == "a stored activation":
+        model.last = model(torch.ones(1, 4))
+    else:
+        original = model.forward
+        model.forward = lambda x: original(x)  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("torch.nn.utils.prune", r"a model that cannot be copied .*torch.nn.utils.prune.remove.* \[Sequential\]"),
+        ("a stored activation", r"a model that cannot be copied .*should be one without tensors that are computed"),
+        ("a closure", r"a forward put on the module, which holds a module"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["magnitude:0.5", "l1_filter:0.5"])
+def test_models_whose_copies_would_not_be_theirs_are_refused(kind: str, message: str, recipe: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        compress(spoilt_model(kind), recipe, example_inputs=(torch.ones(1, 4),))
+    assert "\n" not in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["wanda:0.5", "sparsegpt:0.5", "static:w8a8"])
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (torch.ones(8, 4), "calibration of type Tensor, should be a list of batches"),
+        ([torch.ones(8, 4)], r"a batch of type Tensor, should be a tuple .* \[calibration batch 0\]"),
+        ([(torch.ones(8, 4),), (torch.ones(8, 5),)], r"a batch that does not run .* \[calibration batch 1\]"),
+    ],
+)
+def test_calibration_that_is_none_of_the_models_inputs_is_refused(recipe: str, calibration: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ModelError, match=message) as caught:
+        compress(model, recipe, example_inputs=(torch.ones(1, 4),), calibration=calibration)
+    assert "\n" not in str(caught.value), str(caught.value)

@@ -20,6 +20,7 @@ from pruning_bench.models.packing import unpack
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 WHO = "checkpoint"
+ENDING = ".safetensors"
 _PICKLE_ENDS = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 _HEADER = b"{"  # the ninth byte of a safetensors file, behind the length of its header
@@ -59,6 +60,10 @@ def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> di
 def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file."""
     _refuse_pickle(path)
+    if path.suffix != ENDING:
+        raise CheckpointError(
+            WHO, path.name, f"a name ending in {ENDING}, beside which the card ends in .json", str(path)
+        )
     if path.is_dir():
         raise CheckpointError(WHO, "a directory", "the name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

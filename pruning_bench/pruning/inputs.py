@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning_bench.errors import ModelError
+from pruning_bench.errors import ModelError, one_line
 
 See = Callable[[str, Tensor], None]
 _ATEN = torch.ops.aten
@@ -34,7 +34,8 @@ def watch_inputs(
         names: parameters.
         see: called with float32 patches [groups, n, columns], as often as it takes.
     Raises:
-        ModelError: a weight that is used in another way than by a whole linear layer or a convolution.
+        ModelError: a batch that does not fit the model, a weight that is used in another way than by a whole linear
+            layer or a convolution.
     """
     work = copy.deepcopy(model).eval()
     watch = _Watch({_storage(work.get_parameter(name)): (name, work.get_parameter(name)) for name in names}, see, who)
@@ -43,8 +44,12 @@ def watch_inputs(
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), watch:
-            for batch in batches:
-                work(*(value.to(device) for value in batch))
+            for number, batch in enumerate(batches):
+                try:
+                    work(*(value.to(device) for value in batch))
+                except (RuntimeError, TypeError, IndexError) as error:
+                    found = f"a batch that does not run ({one_line(error)})"
+                    raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     if missing := [name for name in names if name not in watch.seen]:

@@ -160,12 +160,13 @@ def keep_pruned(model: nn.Module, plans: Sequence[object], optimizer: Optimizer)
     """Keeps what `plans` pruned at zero through training, whatever the optimizer and however old its state.
 
     The masks are applied now and after each `optimizer.step()`; the model itself carries nothing: its parameters keep
-    their names, and it can be copied and saved at any time.
+    their names, and it can be copied and saved at any time. A copy is not held, nor are parameters that others replace
+    (`load_state_dict(..., assign=True)`).
 
     Args:
         plans: all plans so far, in the order they were applied; channel plans cut earlier masks down.
     Raises:
-        PlanError: a mask does not fit the model.
+        PlanError: no mask among the plans, or one that does not fit the model.
     Example:
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -175,4 +176,7 @@ def keep_pruned(model: nn.Module, plans: Sequence[object], optimizer: Optimizer)
         >>> model.weight[0, 0].item()
         0.0
     """
-    return KeepPruned(model, current_masks(plans), optimizer)
+    masks = current_masks(plans)
+    if not masks:
+        raise PlanError(WHO, f"{len(plans)} plans without a mask", "at least one MaskPlan", "keep_pruned")
+    return KeepPruned(model, masks, optimizer)

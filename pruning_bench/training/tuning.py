@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pruning_bench.errors import LevelError, PruningBenchError
-from pruning_bench.pruning.masks import keep_pruned
+from pruning_bench.pruning.masks import KeepPruned, current_masks
 from pruning_bench.training.loop import Loss, TrainConfig, make_optimizer, train_epoch
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Tuning:
         Args:
             loss_of: instead of the cross entropy of the labels.
         """
-        with keep_pruned(self._model, self._plans, self.optimizer):
+        with KeepPruned(self._model, current_masks(self._plans), self.optimizer):
             for epoch in range(first, self._config.epochs):
                 train_epoch(self._model, self._train, self.optimizer, self._config, epoch, self._progress, loss_of)
         self._model.zero_grad(set_to_none=True)

@@ -314,6 +314,15 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("plans", [[], [channel_plan()]])
+def test_plans_without_a_mask_hold_nothing_and_are_refused(plans: list[ChannelPlan]) -> None:
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(PlanError, match=rf"{len(plans)} plans without a mask, should be at least one MaskPlan"):
+        masks.keep_pruned(model, plans, optimizer)
+    assert not optimizer._optimizer_step_post_hooks, "a hook is left"
+
+
 def test_masks_hold_in_a_model_that_was_shrunk_since_and_end_with_remove() -> None:
     mask = torch.rand(9, 7, generator=torch.Generator().manual_seed(1)) > 0.5
     plans = [MaskPlan({"0.weight": mask}), channel_plan()]
