@@ -416,6 +416,49 @@ def test_combined_holds_where_top1_and_size_do(mean: float, size: int, verdict: 
     assert row[-1] == verdict, f"{row}"
 
 
+@pytest.mark.parametrize(
+    ("alone", "inside", "cells"),
+    [
+        (3.0, 3.0, ["2 of 2", "2 of 2", "yes"]),
+        (3.0, 1.0, ["2 of 2", "1 of 2", "no"]),
+        (1.0, 3.0, ["1 of 2", "2 of 2", "no"]),
+        (2.0, 2.0, ["1 of 2", "1 of 2", "no"]),
+    ],
+)
+def test_bits_hold_where_every_layer_is_quieter_alone_and_inside(
+    alone: float, inside: float, cells: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(model: str, recipe: str, also: Any = None) -> list[Any]:
+        first, second = (2.0, 2.0) if recipe.startswith("rtn") else (alone, inside)
+        other = 2.0 if recipe.startswith("rtn") else 9.0
+        layers = {"a, float inputs": first, "a, own inputs": second}
+        return [scored([True, False], also={**layers, "b, float inputs": other, "b, own inputs": other})]
+
+    class Stub:
+        score = staticmethod(lambda model, recipe: scored([True, False]))
+        scores = staticmethod(made)
+
+    monkeypatch.setattr(quantization, "BITS", (4,))
+    for row in list(quantization.bits(Stub, "tiny"))[1:]:
+        assert row[-3:] == cells, f"{row}"
+
+
+def test_no_layer_at_all_is_no_proof() -> None:
+    with pytest.raises(AssertionError, match="no layer with own inputs"):
+        quantization.quieter([scored([True])], [scored([True])], quantization.OWN)
+
+
+def test_what_else_is_measured_is_kept_by_the_source_that_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tiny_lab(tmp_path / "kept.jsonl", data=made_up(600))
+    for digest, count in (("one", 1), ("one", 1), ("two", 2)):
+        monkeypatch.setattr(lab, "_digest", lambda function, digest=digest: digest)
+        here.score("tiny", "rtn:w4", also=quantization.layer_sqnr)
+        lines = (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == count, f"{len(lines)} values kept, should be {count}"
+
+
 def timed_as(seconds: dict[str, float]) -> Any:
     return timing.Times({name: [time] * 60 for name, time in seconds.items()}, dict.fromkeys(seconds, 0.25))
 

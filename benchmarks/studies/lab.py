@@ -6,6 +6,8 @@ test split is never looked at.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import math
 import sys
@@ -80,6 +82,11 @@ class Keep:
                 with self.path.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"key": key, "value": self._values[spelt]}) + "\n")
         return self._values[spelt]
+
+
+def _digest(function: Also) -> str:
+    """Of the file that it stands in."""
+    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()[:16]
 
 
 def _spelt(key: Json) -> str:
@@ -179,7 +186,7 @@ class Lab:
             also: measures more of it, with images of the train split that did not calibrate it.
         """
         what = {"recipe": str(grammar.parse(recipe)), "seed": seed, "images": self.images, "data": self.data.digest[:8]}
-        what |= {"also": also.__name__} if also else {}
+        what |= {"also": [also.__name__, _digest(also)]} if also else {}
 
         def make(dense: nn.Module) -> Json:
             with progress_bar() as progress:

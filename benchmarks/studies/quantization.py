@@ -101,7 +101,7 @@ def layer_calls(
     found: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def note(name: str, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = tuple(value.clone() for value in given), output.clone()  # a ReLU in place may follow
+        found[name] = tuple(value.clone() for value in given), output.clone()  # an addition in place may follow
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
     with torch.inference_mode():
@@ -115,6 +115,7 @@ def quieter(ours: Sequence[Scored], theirs: Sequence[Scored], kind: str) -> tupl
     """In how many layers the mean SQNR over the seeds, with inputs of that kind, is higher, and of how many."""
     a, b = ({name: sum(one.also[name] for one in side) for name in side[0].also} for side in (ours, theirs))
     names = [name for name in b if name.endswith(f", {kind}")]
+    assert names, f"no layer with {kind} among {list(b)}"
     return sum(a[name] > b[name] for name in names), len(names)
 
 
@@ -166,9 +167,9 @@ STUDIES: Mapping[str, Study] = {
         "Weights rounded by GPTQ and AdaRound against round-to-nearest, on the same grids: at 3 bits the gain in "
         "top-1, with its 95 % interval over the images, should be above zero; at 4 bits the output of every layer "
         "should have the higher SQNR than `rtn`'s, behind its ReLU or ReLU6 where it has one: rounded alone, with the "
-        "inputs of the float model, and inside the rounded model, with its own inputs. Of images that did not "
+        "inputs of the float model, and inside the rounded model, with its own inputs; all with images that did not "
         "calibrate.",
-        ("model", "recipe", "change", "gain", f"layers above, {FLOAT}", OWN, "holds"),
+        ("model", "recipe", "change", "gain", *(f"layers above, {given}" for given in (FLOAT, OWN)), "holds"),
         bits,
         CONVOLUTIONAL,
     ),

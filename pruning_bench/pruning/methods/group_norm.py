@@ -21,7 +21,7 @@ class GroupNorm(ChannelOptions):
     """Removes channels: score of a channel = (sum of |w|^p)^(1/p) over all weights that go with it.
 
     These are the filters that make the channel, the weights of all layers that read it, and the scales of its batch
-    norms; biases do not count. With scope "global" the sum becomes the mean.
+    norms; biases do not count. With scope "global" their mean stands for their sum.
 
     Args:
         p: 2, as in the paper, or 1: the sum of absolute weights.
