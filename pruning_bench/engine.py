@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context, Past
@@ -196,8 +197,8 @@ def check_seed(seed: int) -> None:
 
 
 def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError("compress", f"a model of type {type(model).__name__}", "a torch.nn.Module")
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("compress", f"a model of type {type(model).__name__}", "a torch.nn.Module, as it was written")
     if not isinstance(example_inputs, tuple) or not example_inputs:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
@@ -218,6 +219,10 @@ def _check_calibration(batches: object) -> None:
 def check_weights(model: nn.Module, who: str) -> None:
     """Raises `ModelError` for parameters or buffers without values, or with some that are not finite."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ModelError(who, "a weight without a shape", "a model that has run once", name)
+        if tensor.is_inference():
+            raise ModelError(who, "weights made under inference_mode", "clones of them, made outside of it", name)
         if tensor.is_meta:
             raise ModelError(who, "weights on the device meta", "tensors with values", name)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -6,6 +6,7 @@ batch norms `aten.batch_norm.default`; parameters and buffers are placeholders.
 
 from __future__ import annotations
 
+import copy
 import io
 import linecache
 import logging
@@ -27,7 +28,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from pruning_bench.errors import ModelError
+from pruning_bench.errors import ModelError, one_line
 
 WHO = "export"
 VIEWS = frozenset({"aten.view", "aten.reshape", "aten.flatten", "aten._unsafe_view"})
@@ -57,7 +58,21 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bo
         with evaluating(model, training), _quiet():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:
+        if problem := _problem_of(model, inputs, training):
+            given = ", ".join(f"{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+            found = f"a model that fails on inputs {given}, two examples each ({problem})"
+            raise ModelError(WHO, found, "arguments of its forward, batch first", _place(error, model)) from error
         raise ModelError(WHO, _reason(error), "a model that torch.export traces", _place(error, model)) from error
+
+
+def _problem_of(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> str:
+    """What the model itself says of the inputs when it just runs; "" if it does."""
+    try:
+        with evaluating(copy.deepcopy(model), training) as tried, torch.no_grad():
+            tried(*inputs)
+    except Exception as problem:
+        return f"{type(problem).__name__}: {one_line(problem)}"
+    return ""
 
 
 @dataclass(frozen=True)

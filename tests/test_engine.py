@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pruning_bench import compress
 from pruning_bench.contracts import Context
@@ -259,7 +260,7 @@ def test_a_method_that_returns_no_plan_is_named(block: nn.Module, train: Split) 
 def spoilt_model(kind: str) -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     if kind == "torch.nn.utils.prune":
-        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+        prune.l1_unstructured(model[0], "weight", 0.5)
         model(torch.ones(1, 4))
     elif kind == "a stored activation":
         model.last = model(torch.ones(1, 4))
@@ -298,3 +299,34 @@ def test_calibration_that_is_none_of_the_models_inputs_is_refused(recipe: str, c
     with pytest.raises(ModelError, match=message) as caught:
         compress(model, recipe, example_inputs=(torch.ones(1, 4),), calibration=calibration)
     assert "\n" not in str(caught.value), str(caught.value)
+
+
+def test_weights_that_are_not_there_yet_or_not_to_be_changed_are_refused() -> None:
+    with torch.inference_mode():
+        inferred = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2))
+    with pytest.warns():
+        scripted = torch.jit.script(nn.Linear(4, 2))
+    for model, message in (
+        (inferred, r"weights made under inference_mode, should be clones .* \[0.weight\]"),
+        (lazy, r"a weight without a shape, should be a model that has run once \[0.weight\]"),
+        (scripted, "a model of type RecursiveScriptModule, should be a torch.nn.Module, as it was written"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            compress(model, "magnitude:0.5", example_inputs=(torch.ones(1, 4),))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.ones(1, 5),), r"a model that fails on inputs \[2, 5\], .*RuntimeError: .* batch first \[0 \(Linear\)"),
+        ((torch.ones(1, 4), torch.ones(1, 4)), r"a model that fails on inputs \[2, 4\], \[2, 4\], .*TypeError: "),
+        ((None,), r"a model that fails on inputs NoneType, .*TypeError: "),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_said_to_be_so(inputs: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    for recipe in ("l1_filter:0.5", "magnitude:0.5"):
+        with pytest.raises(ModelError, match=message) as caught:
+            compress(model, recipe, example_inputs=inputs)
+        assert "\n" not in str(caught.value), str(caught.value)
