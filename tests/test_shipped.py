@@ -38,10 +38,10 @@ def test_accuracy_is_that_of_the_card(model: str, dataset: str) -> None:
     assert abs(found - card) <= 2e-4, f"top-1 {found:.2%}, the card says {card:.2%}"
 
 
-def recipe_of(runtime: str) -> str:
-    """8 bits, where this CPU does not clip the runtime's sums of their products."""
+def clips(runtime: str) -> bool:
+    """Does this CPU, which then lacks some integer kernels, clip the runtime's sums of products of 8 bits?"""
     depends = getattr(RUNTIMES[runtime], "depends", lambda _: "")
-    return "static:w7a8" if depends(bench().compressed(Case(*PAIRS[0], "static:w8a8", runtime))) else "static:w8a8"
+    return bool(depends(bench().compressed(Case(*PAIRS[0], "static:w8a8", runtime))))
 
 
 @pytest.mark.parametrize("runtime", INTEGER)
@@ -49,7 +49,7 @@ def recipe_of(runtime: str) -> str:
 def test_int8_is_what_its_simulation_says(model: str, dataset: str, runtime: str) -> None:
     if reason := RUNTIMES[runtime].available():
         pytest.skip(reason)
-    case = Case(model, dataset, recipe_of(runtime), runtime)
+    case = Case(model, dataset, "static:w7a8" if clips(runtime) else "static:w8a8", runtime)
     try:
         made = bench().logits(case)
     except UnavailableError as problem:  # the runtime is here, what it needs for int8 is not
@@ -62,7 +62,9 @@ def test_int8_is_what_its_simulation_says(model: str, dataset: str, runtime: str
     assert off <= dense_off / 4, f"{off:.2%} of the predictions differ from the simulation, dense {dense_off:.2%}"
     detail = kernel_detail(bench().session(case).kernels, bench().compressed(case).quant_plan)
     assert detail["quantized_layers"] > 0, "no layer was quantized"
-    assert not detail["float_fallbacks"], f"{detail['float_fallbacks']} ran in float: {detail['kernels']}"
+    floats = detail["float_fallbacks"]
+    allowed = clips(runtime) and len(floats) < detail["quantized_layers"]
+    assert not floats or allowed, f"{floats} ran in float: {detail['kernels']}"
     lost = top1(dense, labels) - top1(made, labels)
     assert lost <= MOST_LOST, f"int8 loses {lost:.2%} of the images, should be at most {MOST_LOST:.1%}"
 

@@ -65,7 +65,7 @@ def test_the_largest_models_end_at_their_share(name: str) -> None:
     "name", [pytest.param(name, marks=[] if name == "mobilenet_v3_small" else pytest.mark.slow) for name in NAMES]
 )
 def test_the_row_of_a_model_is_that_of_the_table(name: str) -> None:
-    """Its shares and reasons without values are those of the model that was really pruned and run; errors it has none."""
+    """Without values, shares and reasons are those of the model that was really pruned and run; errors it has none."""
     known = next(line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |"))
     found, expected = (line.split(" | ") for line in (str(shapes_row(name)), known))
     assert [*found[:3], found[-1]] == [*expected[:3], expected[-1]], f"{found}, should be {expected}"
