@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from pruning_bench.errors import ModelError, UnavailableError, one_line
 from pruning_bench.runtimes.contract import Kernel, Session, clock_of, reason_without_device, runtime, torch_threads
+from pruning_bench.runtimes.semi_structured import sparsify
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 @runtime
 class Eager:
-    """The runtime `eager`: the module as it is, in inference mode, default memory format."""
+    """The runtime `eager`: the module as it is, in inference mode, default memory format.
+
+    On CUDA linear layers in half precision whose weights are 2:4 run by torch's kernels for that.
+    """
 
     name: ClassVar[str] = "eager"
     simulates_quantized: ClassVar[bool] = True
@@ -53,8 +57,10 @@ class Eager:
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
         model = compressed.model.eval()
+        sparse: tuple[Kernel, ...] = ()
         if device != "cpu":
             model = copy.deepcopy(model).to(device)
+            sparse = sparsify(model)
 
         kernels, stateless = _forward(model, tuple(value.to(device) for value in example_inputs))
 
@@ -71,7 +77,7 @@ class Eager:
         return Session(
             run,
             bind,
-            kernels,
+            kernels + sparse,
             timed=compressed.quant_plan is None or compressed.quant_plan.dtype is not None,
             clock=clock_of(device),
             concurrent=device == "cpu" and stateless,
