@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import CellType, FunctionType
 from typing import TypeAlias
 
 import torch
@@ -71,7 +72,7 @@ def compress(
     recipe: str | grammar.Recipe,
     *,
     example_inputs: tuple[Tensor, ...],
-    calibration: Sequence[tuple[Tensor, ...]] | None = None,
+    calibration: Iterable[Sequence[Tensor]] | None = None,
     train: Examples | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -85,7 +86,7 @@ def compress(
         model: never changed.
         recipe: text of the grammar in `pruning_bench.recipe`, or a parsed recipe.
         example_inputs: positional arguments of the forward, batch first.
-        calibration: batches of inputs for methods that look at activations.
+        calibration: batches of inputs for methods that look at activations, each a tuple of positional arguments.
         train: labelled examples for steps that train.
         seed: of everything random, in [0, 2**53).
         progress: called as `progress(message, done, total)`.
@@ -101,7 +102,7 @@ def compress(
     discover()
     check_seed(seed)
     _check_inputs(model, example_inputs)
-    _check_calibration(calibration)
+    batches = _batches(calibration)
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(parsed, grammar.Recipe):
         raise RecipeError("compress", f"a recipe of type {type(recipe).__name__}", "text or a parsed recipe")
@@ -118,7 +119,7 @@ def compress(
         earlier = current_masks(state.plans)
         watched = {"progress": progress} if progress else {}
         context = Context(
-            example_inputs, generator, calibration, train, earlier, seed, past=tuple(past), dense=dense, **watched
+            example_inputs, generator, batches, train, earlier, seed, past=tuple(past), dense=dense, **watched
         )
         state.run(step, context)
         if keeps_past:
@@ -129,16 +130,25 @@ def compress(
 def _copied(model: nn.Module) -> nn.Module:
     """A copy that computes with its own weights."""
     for path, module in model.named_modules():
-        cells = getattr(vars(module).get("forward"), "__closure__", None) or ()
-        if any(isinstance(getattr(cell.cell_contents, "__self__", cell.cell_contents), nn.Module) for cell in cells):
+        if any(
+            isinstance(getattr(value, "__self__", value), nn.Module) for value in _held(vars(module).get("forward"))
+        ):
             found = "a forward put on the module, which holds a module: copies would run the original"
             raise ModelError("compress", found, "forward of the class, or a hook", path or type(model).__name__)
     try:
         return copy.deepcopy(model)
     except Exception as problem:
         found = f"a model that cannot be copied ({type(problem).__name__}: {one_line(problem)})"
-        what = "one without tensors that are computed: after torch.nn.utils.prune.remove or remove_weight_norm, say"
+        what = "one for copy.deepcopy, after torch.nn.utils.prune.remove or remove_weight_norm, say"
         raise ModelError("compress", found, what, type(model).__name__) from problem
+
+
+def _held(function: object) -> list[object]:
+    """What a function took with it when it was made."""
+    if not isinstance(function, FunctionType):
+        return []
+    closed = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]  # else it is empty
+    return [*closed, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 class _State:
@@ -205,15 +215,19 @@ def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     check_weights(model, "compress")
 
 
-def _check_calibration(batches: object) -> None:
-    if batches is None:
-        return
-    if not isinstance(batches, Sequence):
-        raise ModelError("compress", f"calibration of type {type(batches).__name__}", "a list of batches, each (x,)")
+def _batches(calibration: object) -> list[tuple[Tensor, ...]] | None:
+    """The calibration batches, each a tuple of positional arguments."""
+    if calibration is None:
+        return None
+    if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
+        found = f"calibration of type {type(calibration).__name__}"
+        raise ModelError("compress", found, "batches of positional arguments, such as [(x,)]")
+    batches = list(calibration)
     for number, batch in enumerate(batches):
         if not isinstance(batch, (list, tuple)):
             found, expected = f"a batch of type {type(batch).__name__}", "a tuple of positional arguments, such as (x,)"
             raise ModelError("compress", found, expected, f"calibration batch {number}")
+    return [tuple(batch) for batch in batches]
 
 
 def check_weights(model: nn.Module, who: str) -> None:
@@ -221,7 +235,7 @@ def check_weights(model: nn.Module, who: str) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ModelError(who, "a weight without a shape", "a model that has run once", name)
-        if tensor.is_inference():
+        if tensor.is_inference() and isinstance(tensor, nn.Parameter):
             raise ModelError(who, "weights made under inference_mode", "clones of them, made outside of it", name)
         if tensor.is_meta:
             raise ModelError(who, "weights on the device meta", "tensors with values", name)

@@ -68,7 +68,11 @@ def export(model: nn.Module, example_inputs: tuple[Tensor, ...], *, training: bo
 def _problem_of(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> str:
     """What the model itself says of the inputs when it just runs; "" if it does."""
     try:
-        with evaluating(copy.deepcopy(model), training) as tried, torch.no_grad():
+        tried = copy.deepcopy(model)
+    except Exception:  # nothing is known then
+        return ""
+    try:
+        with evaluating(tried, training), torch.no_grad():
             tried(*inputs)
     except Exception as problem:
         return f"{type(problem).__name__}: {one_line(problem)}"

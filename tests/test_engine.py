@@ -264,9 +264,11 @@ def spoilt_model(kind: str) -> nn.Module:
         model(torch.ones(1, 4))
     elif kind == "a stored activation":
         model.last = model(torch.ones(1, 4))
-    else:
+    elif kind == "a closure":
         original = model.forward
         model.forward = lambda x: original(x)  # type: ignore[method-assign]
+    elif kind == "a default":
+        model[0].forward = lambda x, original=model[0].forward: original(x)  # type: ignore[method-assign,misc]
     return model
 
 
@@ -274,8 +276,9 @@ def spoilt_model(kind: str) -> nn.Module:
     ("kind", "message"),
     [
         ("torch.nn.utils.prune", r"a model that cannot be copied .*torch.nn.utils.prune.remove.* \[Sequential\]"),
-        ("a stored activation", r"a model that cannot be copied .*should be one without tensors that are computed"),
-        ("a closure", r"a forward put on the module, which holds a module"),
+        ("a stored activation", r"a model that cannot be copied .*should be one for copy.deepcopy"),
+        ("a closure", r"a forward put on the module, which holds a module: .* \[Sequential\]"),
+        ("a default", r"a forward put on the module, which holds a module: .* \[0\]"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["magnitude:0.5", "l1_filter:0.5"])
@@ -289,7 +292,8 @@ def test_models_whose_copies_would_not_be_theirs_are_refused(kind: str, message:
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
-        (torch.ones(8, 4), "calibration of type Tensor, should be a list of batches"),
+        (torch.ones(8, 4), "calibration of type Tensor, should be batches of positional arguments"),
+        (3, "calibration of type int, should be batches of positional arguments"),
         ([torch.ones(8, 4)], r"a batch of type Tensor, should be a tuple .* \[calibration batch 0\]"),
         ([(torch.ones(8, 4),), (torch.ones(8, 5),)], r"a batch that does not run .* \[calibration batch 1\]"),
     ],
@@ -299,6 +303,31 @@ def test_calibration_that_is_none_of_the_models_inputs_is_refused(recipe: str, c
     with pytest.raises(ModelError, match=message) as caught:
         compress(model, recipe, example_inputs=(torch.ones(1, 4),), calibration=calibration)
     assert "\n" not in str(caught.value), str(caught.value)
+
+
+def test_functions_that_hold_no_module_may_stand_for_a_forward() -> None:
+    def made() -> Any:
+        def forward(x: Tensor) -> Tensor:
+            return x if factor else never(x)
+
+        factor = 2.0
+        if not factor:
+            never = nn.Identity()
+        return forward
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[1].forward = made()
+    assert int((compress(model, "magnitude:0.5", example_inputs=(torch.ones(1, 4),)).model[0].weight == 0).sum()) == 16
+
+
+def test_a_loader_may_calibrate() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=4)
+    found, expected = (
+        compress(model, "wanda:0.5", example_inputs=(x[:1],), calibration=calibration).model[0].weight
+        for calibration in (loader, [(x[:4],), (x[4:],)])
+    )
+    assert torch.equal(found, expected)
 
 
 def test_weights_that_are_not_there_yet_or_not_to_be_changed_are_refused() -> None:

@@ -60,12 +60,11 @@ def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> di
 def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file."""
     _refuse_pickle(path)
-    if path.suffix != ENDING:
-        raise CheckpointError(
-            WHO, path.name, f"a name ending in {ENDING}, beside which the card ends in .json", str(path)
-        )
     if path.is_dir():
         raise CheckpointError(WHO, "a directory", "the name of a file", str(path))
+    if path.suffix != ENDING:
+        expected = f"a name ending in {ENDING}, beside which the card ends in .json"
+        raise CheckpointError(WHO, f"a file {path.name}", expected, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     full = {**card, "sha256": hashlib.sha256(content).hexdigest()}

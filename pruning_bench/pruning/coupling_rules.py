@@ -24,11 +24,12 @@ FIXED = (nn.MultiheadAttention,)  # modules whose own code fixes sizes: what the
 RULES: dict[str, Rule] = {}
 SPATIAL = "no channels: places in an image or a sequence"
 SINGLE = "a single channel"
-MOVES = "view reshape _unsafe_view flatten permute transpose t numpy_T unsqueeze squeeze expand split split_with_sizes"
-PARTS = "chunk unbind getitem slice select cat stack contiguous clone detach alias to _to_copy"
-MAKES = ("linear", "conv1d", "conv2d", "conv3d")
-ZERO_AT_ZERO = "relu tanh neg abs square"
+MOVES = "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze expand slice select"
+PARTS = "split split_with_sizes chunk unbind getitem cat stack contiguous clone detach alias to _to_copy dropout"
+ZERO_AT_ZERO = "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish tanh neg abs square sqrt sin"
 KEEPS_ZEROS = frozenset(" ".join((MOVES, PARTS, ZERO_AT_ZERO)).split())
+MAKES = dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "batch_norm"), 0)  # the dimension of the weight
+MAKES |= dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 1)
 
 
 def rule(*operators: str, in_place: bool = False) -> Callable[[Rule], Rule]:
@@ -85,27 +86,64 @@ def transposed_convolution(walk: Walk, node: Node) -> list[Dimension] | None:
 def contract(walk: Walk, node: Node, one: tuple[Node, Dimension], other: tuple[Node, Dimension]) -> None:
     """Two dimensions that a product sums over go together where one side is known to be zero in what is removed.
 
-    Parameters are. Of two computed values neither need be, as sigmoid(0) is not: then both dimensions keep their size.
+    A parameter is, and so is what a layer makes of its own weights. Of two other values neither need be, as sigmoid(0)
+    is not: then both dimensions keep their size.
     """
-    if vanishes(walk, *one) or vanishes(walk, *other):
-        walk.join(one[1], other[1])
-        return
-    for _, dimension in (one, other):
-        walk.pin(dimension, f"a sum over products of computed values [{place(node)}]")
+    walk.join(one[1], other[1])
+    options = [made for source, _ in (one, other) if (made := makers(walk, source)) is not None]
+    if [] not in options:
+        reason = f"a sum over products of computed values [{place(node)}]"
+        for _, dimension in (one, other):
+            walk.require_made(dimension, options, reason)
 
 
-def vanishes(walk: Walk, node: Node, dimension: Dimension) -> bool:
-    """Is the value surely zero wherever the weights of these channels are, by its own tensors or by its layer's?"""
+def makers(walk: Walk, node: Node) -> list[Labels] | None:
+    """The channels with whose weights the value surely is zero: those that layers make; none for a tensor of the model,
+    which is zero itself; None where it is not known.
+    """
+    if node not in walk.makers:
+        walk.makers[node] = _makers(walk, node)
+    return walk.makers[node]
+
+
+def _makers(walk: Walk, node: Node) -> list[Labels] | None:
     if node.op == "placeholder":
-        return walk.owned(node)
-    name, sources = operator(node).removeprefix("aten.").rstrip("_"), node.all_input_nodes
+        return [] if walk.owned(node) else None
+    if _written(node):
+        return None
+    name, sources = _name(node), [source for source in node.all_input_nodes if walk.dims(source) or walk.parts(source)]
+    if name == "pruning_bench.follow":  # of others it has the sizes alone
+        return makers(walk, sources[0])
     if name in MAKES:
         weight, bias = walk.argument(node, "weight"), walk.argument(node, "bias")
-        owned = all(one is None or walk.owned(one) for one in (weight, bias))
-        return owned and not isinstance(dimension, str) and bool(np.isin(dimension, walk.dims(weight)[0]).all())
-    if name in ("mul", "div"):  # by a number, or by one factor for all
-        return walk.shape(sources[0]) == walk.shape(node) and vanishes(walk, sources[0], dimension)
-    return name in KEEPS_ZEROS and all(vanishes(walk, source, dimension) for source in sources)
+        if weight is None or not all(one is None or walk.owned(one) for one in (weight, bias)):
+            return None
+        made = walk.dims(weight)[MAKES[name]]
+        return None if isinstance(made, str) else [made]
+    whole = [walk.shape(source)[1:] == walk.shape(node)[1:] for source in sources]  # else it is repeated
+    found = [makers(walk, source) for source in sources]
+    if name in ("mul", "div"):
+        known = [one for one, same in zip(found, whole, strict=True) if same and one is not None]
+        return known[0] if known and (name == "mul" or len(sources) == 1) else None
+    if name not in KEEPS_ZEROS and not (name in ("add", "sub") and all(whole) and len(sources) == 2):
+        return None
+    if any(one is None for one in found) or len({bool(one) for one in found}) != 1:
+        return None
+    return [labels for one in found for labels in one or ()]
+
+
+def _name(node: Node) -> str:
+    return operator(node).removeprefix("aten.").rstrip("_")
+
+
+def _written(node: Node) -> bool:
+    """Does an operator in place change the value, or a part of it, to what need not be zero?"""
+    for user in node.users:
+        in_place = operator(user).endswith("_") and user.args[0] is node
+        moves = _name(user) in KEEPS_ZEROS or _name(user) == "pruning_bench.follow"
+        if (in_place and not moves) or (moves and _written(user)):
+            return True
+    return False
 
 
 @rule("aten.linear")
@@ -211,7 +249,7 @@ SQUASHERS = "hardsigmoid sigmoid tanh softplus log_sigmoid"
 ARITHMETIC = (
     "exp log neg abs sqrt rsqrt square sin cos clamp clamp_min clamp_max pow add sub rsub mul div maximum minimum"
 )
-COMPARISONS = "maximum minimum eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
+COMPARISONS = "eq ne lt le gt ge where masked_fill logical_and logical_or logical_not"
 UNCHANGED = "dropout feature_dropout alpha_dropout contiguous clone detach alias _to_copy bernoulli"
 MADE = "zeros_like ones_like empty_like rand_like randn_like full_like zero_ fill copy"
 ELEMENTWISE = [

@@ -8,7 +8,7 @@ same producers (the layers that make the channel) form a *coupling*, out of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -157,11 +157,13 @@ class Walk:
         self._count = 0
         self._tensors: dict[TensorDim, Labels] = {}
         self._values: dict[Node, Any] = {}
+        self.makers: dict[Node, list[Labels] | None] = {}
         self._edges: list[tuple[Labels, Labels]] = []
         self._pins: list[tuple[Labels, str]] = []
         self._producers: dict[TensorDim, int] = {}  # with the size of the dimension
         self._reached: set[str] = set()
         self._requirements: list[tuple[Labels, Labels, int, str]] = []
+        self._made: list[tuple[Labels, list[Labels], str]] = []
 
     def run(self, program: ExportedProgram) -> None:
         """Walks all nodes of a graph of the model in order; a further graph adds its joins and pins."""
@@ -257,6 +259,11 @@ class Walk:
         """
         self._requirements.append((made, source, size, f"its size follows that of other channels [{where}]"))
 
+    def require_made(self, dimension: Dimension, options: Sequence[Sequence[Labels]], reason: str) -> None:
+        """The dimension keeps its size, unless all of its channels go with those of one of the options."""
+        if not isinstance(dimension, str):
+            self._made.append((dimension, [np.concatenate(option) for option in options], reason))
+
     def produce(self, weight: Node, dim: int) -> None:
         """This dimension of a weight makes the channels that it labels."""
         if weight.name in self._names:
@@ -309,6 +316,9 @@ class Walk:
             here = np.bincount(which[len(made) :], minlength=len(units)) * size
             both = np.concatenate([made, source])
             self.pin(both[(there != here)[which]], reason)
+        for dimension, options, reason in self._made:
+            if not any(np.isin(unit[dimension], unit[option]).all() for option in options):
+                self.pin(dimension, reason)
         reasons = [reason for _, reason in self._pins]
         pinned = np.full(self._count, -1, dtype=np.int64)  # unit -> the first pin on it
         for at, (labels, _) in enumerate(self._pins):

@@ -21,7 +21,7 @@ ROWS, COLUMNS = 32, 64  # multiples that the kernels take
 def sparsify(model: nn.Module) -> tuple[Kernel, ...]:
     """Compresses the weights that the kernels take, in place; lists their layers.
 
-    Layers whose parents read the weight itself, as attention does, stay as they are.
+    `nn.MultiheadAttention` reads the weights of its layers itself, so that they stay as they are.
     """
     found = []
     for path, layer in model.named_modules():

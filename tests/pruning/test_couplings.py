@@ -273,8 +273,73 @@ def test_a_sum_over_channels_needs_a_side_that_is_zero_without_them(name: str) -
     assert apply_channels(model, plan).a.out_features == left, f"{name}: should leave {left}"
 
 
+class Attention(nn.Module):
+    """q kT v by hand, the channels of each in heads as `split` makes them, [N, T, 16] -> [N, heads, T, channels]."""
+
+    def __init__(self, split: Callable[[Tensor], Tensor], spoil: Callable[[Tensor], Any] = lambda value: None) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(8, 16)
+        self.split, self.spoil, self.out = split, spoil, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = self.q(x)
+        self.spoil(projected)
+        q, k, v = self.split(projected), self.split(self.k(x).sigmoid()), self.split(self.v(x))
+        mixed = (q @ k.transpose(-1, -2)) @ v
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2) if mixed.dim() == 4 else mixed)
+        return out
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 48), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 4, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out: Tensor = self.out(((q @ k.transpose(-1, -2)) @ v).transpose(1, 2).flatten(2))
+        return out
+
+
+ATTENTION: dict[str, tuple[nn.Module, str]] = {
+    "plain": (Attention(Tensor.clone), "q.weight"),
+    "view": (Attention(lambda t: t.view(t.shape[0], t.shape[1], 4, -1).transpose(1, 2)), "q.weight"),
+    "unflatten": (Attention(lambda t: t.unflatten(-1, (4, -1)).transpose(1, 2)), "q.weight"),
+    "sizes": (Attention(lambda t: t.view(-1, 5, 4, t.shape[-1] // 4).transpose(1, 2)), "q.weight"),
+    "gelu": (Attention(nn.functional.gelu), "q.weight"),
+    "fused": (Fused(), "qkv.weight"),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_channels_of_attention_by_hand_go(name: str) -> None:
+    model, made = ATTENTION[name]
+    inputs = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)),)
+    found = find_couplings(model.eval(), inputs)
+    plan = found.plan(random_keep(found, 0))
+    assert 0 in plan.kept.get(made, {}), f"{name}: {made} stays: {found.untouched}"
+    check_twin(model, plan, inputs)
+
+
+SPOILT: dict[str, Callable[[Tensor], Any]] = {
+    "a part is set": lambda value: value[:, 0].fill_(1.0),
+    "a part grows": lambda value: value[:, :2].add_(1.0),
+    "all grows": lambda value: value.add_(1.0),
+    "in place": lambda value: value.sigmoid_(),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_is_written_over_need_not_be_zero(name: str) -> None:
+    model, inputs = Attention(Tensor.clone, SPOILT[name]), (torch.randn(2, 5, 8),)
+    found = find_couplings(model.eval(), inputs)
+    plan = found.plan(random_keep(found, 0))
+    assert 0 not in plan.kept.get("q.weight", {}), f"{name}: {plan.kept.get('q.weight')}"
+    check_twin(model, plan, inputs)
+
+
 def test_the_twin_test_rejects_a_sum_that_joins_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coupling_rules, "vanishes", lambda walk, node, dimension: True)
+    monkeypatch.setattr(coupling_rules, "makers", lambda walk, node: [])
     model, inputs = SUMS["two computed"][0], (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),)
     found = find_couplings(model, inputs)
     with pytest.raises(AssertionError, match="outputs differ"):
