@@ -115,7 +115,8 @@ def compile_graph(
 
     held = (*module.named_parameters(), *module.named_buffers())
     listing = _listing({tensor.data_ptr(): name for name, tensor in held})
-    compiled = torch.compile(module, dynamic=False)
+    with _COMPILING, _quiet():  # its first call imports what old torch calls deprecated
+        compiled = torch.compile(module, dynamic=False)
     settings = {"freezing": True, "fx_graph_cache": False, "post_grad_custom_pre_pass": listing}
     with _COMPILING, _quiet(), config.patch(settings), torch.inference_mode():
         compiled(*inputs)

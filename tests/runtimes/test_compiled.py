@@ -341,7 +341,9 @@ def test_calls_side_by_side_do_not_disturb_each_other(
     case: Case, dense: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that leave their call and enter the next reset the counter by which torch checks `fullgraph`."""
-    counted = torch._dynamo.eval_frame.set_fullgraph_compiled_frame_count
+    counted = getattr(torch._dynamo.eval_frame, "set_fullgraph_compiled_frame_count", None)
+    if counted is None:
+        pytest.skip("this torch has no such counter")
 
     def disturbed(count: int) -> int:
         if count == -1:
