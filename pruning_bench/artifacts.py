@@ -38,6 +38,7 @@ from pruning_bench.quantization.lower import write_values
 
 FORMAT = 1
 MASKED = "masked"
+_NOT_ALWAYS = frozenset({"codebooks", "dynamic", "dtype", MASKED, KEY, NARROW, "sha256"})  # entries of some cards
 _ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
 
 
@@ -58,12 +59,12 @@ def save(
         path: a name ending in .safetensors.
         model, options: registered name and builder arguments, so that `load` can build the model by itself.
         dataset: what the model was trained on.
-        about: further entries of the card.
+        about: further entries of the card, of other names than its own.
     Returns:
         The card: model, options, recipe, example inputs, ranges of codes, shapes of packed tensors, versions, sha256 of
         the file.
     Raises:
-        CheckpointError: another name, a state that is no tensor.
+        CheckpointError: another name, a state that is no tensor, an entry of `about` that the card has already.
     """
     stored, entries = _packed(compressed)
     card = {
@@ -80,9 +81,10 @@ def save(
         **({MASKED: sorted(masks)} if (masks := current_masks(compressed.plans)) and not _has_codes(plan) else {}),
         **entries,
         "versions": {"pruning_bench": __version__, "torch": torch.__version__},
-        **(about or {}),
     }
-    return write_checkpoint(stored, card, Path(path))
+    if own := sorted({*card, *_NOT_ALWAYS} & set(about or {})):
+        raise CheckpointError("save", f"about with {', '.join(own)}", "names that the card has no entry of", str(path))
+    return write_checkpoint(stored, {**card, **(about or {})}, Path(path))
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:

@@ -216,6 +216,17 @@ def test_files_end_in_safetensors_so_that_no_card_lands_on_another_file(name: st
     assert not list(tmp_path.iterdir()), f"{list(tmp_path.iterdir())} left behind"
 
 
+@pytest.mark.parametrize("entry", ["recipe", "masked", "sparse", "sha256"])
+def test_what_is_written_about_a_model_hides_nothing_of_its_card(entry: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    compressed = compress(net, "magnitude:0.5", example_inputs=(torch.zeros(1, 8),))
+    file = tmp_path / "net.safetensors"
+    with pytest.raises(CheckpointError, match=f"save: about with {entry}, should be names that the card has no entry"):
+        save(compressed, file, about={"author": "me", entry: []})
+    assert not file.exists(), "written nevertheless"
+    assert save(compressed, file, about={"author": "me"})["author"] == "me", "what is further said is lost"
+
+
 class Remembers(nn.Linear):
     def get_extra_state(self) -> dict[str, int]:
         return {"version": 3}

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruning_bench.environment import cores
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.lower import Rule
 from pruning_bench.runtimes import onednn
@@ -41,7 +42,7 @@ _PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also 
 
 @runtime
 class OpenVino:
-    """The runtime `openvino`: its CPU device, one stream, float32 unless the model is cast."""
+    """The runtime `openvino`: its CPU device, float32 unless the model is cast; timed on one stream."""
 
     name: ClassVar[str] = "openvino"
     optional: ClassVar[bool] = True
@@ -88,19 +89,28 @@ class OpenVino:
             raise UnavailableError(self.name, found, f"a CPU with {dtype} instructions, or the runtime eager")
         from pruning_bench.runtimes.onnx_export import exported
 
-        models = Models(exported(compressed, example_inputs), threads, HINTS[dtype])
-        return Session(_runner(models), _binder(models), list_kernels(models.compiled(example_inputs)))
+        content = exported(compressed, example_inputs)
+        timed = Models(content, threads, HINTS[dtype])
+        many = Models(content, threads, HINTS[dtype], streams=max(1, cores() // threads))
+        kernels = list_kernels(timed.compiled(example_inputs))
+        return Session(_runner(many), _binder(timed), kernels, concurrent=True)
 
 
 class Models:
-    """One ONNX model, compiled for the shapes that are asked for, each once."""
+    """One ONNX model, compiled for the shapes that are asked for, each once.
 
-    def __init__(self, content: bytes, threads: int, precision: str) -> None:
+    Args:
+        threads: that work on one request.
+        precision: what float layers compute in, of `HINTS`.
+        streams: how many requests run at once.
+    """
+
+    def __init__(self, content: bytes, threads: int, precision: str, streams: int = 1) -> None:
         self._content = content
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads * streams,
             "INFERENCE_PRECISION_HINT": precision,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else CPUs with VNNI round inputs of layers whose weights are codes
         }

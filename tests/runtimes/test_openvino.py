@@ -1,6 +1,7 @@
 """The runtime `openvino`: parity with eager and with the simulation, kernels, what is missing."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -69,6 +70,19 @@ def test_float_equals_eager_for_any_batch_and_names_its_layers(case: Case) -> No
     named = {text.split(" ")[0] for text in float_fallbacks(session.kernels)}
     assert {"conv1", "conv2", "conv3"} <= named, f"{sorted(named)}"
     session.bind(case.x[:1])()
+
+
+@here
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_side_by_side_are_the_same_as_one_after_another(case: Case, threads: int) -> None:
+    session = OpenVino().build(Made(case.model, case.plan), case.inputs, threads=threads)  # type: ignore[arg-type]
+    assert session.concurrent, "batches wait for each other"
+    batches = [part.contiguous() for part in torch.cat([case.x, case.x.flip(0)]).split(4)]
+    expected = [session.run(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(session.run, batches))
+    wrong = [number for number, pair in enumerate(zip(found, expected, strict=True)) if not torch.equal(*pair)]
+    assert not wrong, f"batches {wrong} differ"
 
 
 def check_equals_simulation(case: Case, found: Tensor, rules: frozenset[Rule]) -> None:
