@@ -21,8 +21,8 @@ from pruning_bench.errors import ModelError, PluginError, PruningBenchError, Rec
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
-from pruning_bench.quantization import lower
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
+from pruning_bench.quantization.simulation import simulate
 
 Plan: TypeAlias = MaskPlan | ChannelPlan | QuantPlan
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ class Compressed:
         """The compressed model, a plain `nn.Module`; for a recipe that quantizes, its simulation in float."""
         if self.quant_plan is None:
             return self.float_model
-        return lower.simulate(self.quant_plan, self.float_model, self.example_inputs)
+        return simulate(self.quant_plan, self.float_model, self.example_inputs)
 
     @functools.cached_property
     def masked_twin(self) -> nn.Module:

@@ -28,8 +28,8 @@ from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.points import Points, find_points
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.workbench import QUALITY_BATCH, compress_with
 
 WHO = "sensitivity"

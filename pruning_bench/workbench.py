@@ -25,7 +25,8 @@ from pruning_bench.fingerprints import fingerprint
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
 from pruning_bench.models.contract import ReferenceModel, build_model, first_tensor, place_of
-from pruning_bench.quantization import lower
+from pruning_bench.quantization.lower import INTEGER
+from pruning_bench.quantization.simulation import relevant, simulate
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session, torch_threads
 from pruning_bench.runtimes.onnx_export import serve_exports
@@ -114,14 +115,14 @@ class Workbench:
         """
         made, size = self.compressed(case), self._batch(case)
         plan = made.quant_plan
-        rules = getattr(RUNTIMES[case.runtime], "rules", lower.INTEGER)
-        rules = rules if plan is None else lower.relevant(rules, plan)
-        if plan is None or rules == lower.INTEGER:  # then it is what eager runs
+        rules = getattr(RUNTIMES[case.runtime], "rules", INTEGER)
+        rules = rules if plan is None else relevant(rules, plan)
+        if plan is None or rules == INTEGER:  # then it is what eager runs
             return self.logits(replace(case, runtime="eager", device="cpu"))[:count]
         key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size, count)
 
         def simulated() -> Tensor:
-            model = lower.simulate(plan, made.float_model, made.example_inputs, rules)
+            model = simulate(plan, made.float_model, made.example_inputs, rules)
             return self._run(torch.inference_mode()(model), case, 1, cores(), size, count)
 
         return self._once(key, simulated)
@@ -237,7 +238,7 @@ class Workbench:
         if not simulated or plan is None or not plan.dynamic or (case.batch, case.device) != (1, "cpu"):
             return None
         try:
-            return torch.inference_mode()(lower.simulate(plan, made.float_model, made.example_inputs, singly=True))
+            return torch.inference_mode()(simulate(plan, made.float_model, made.example_inputs, singly=True))
         except PlanError:
             return None
 

@@ -22,7 +22,7 @@ from pruning_bench.errors import ModelError
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationMethod
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.lower import simulate
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.recipe import Bits
 
 SWEPT = (2, 4, 8)  # bits of weights; activations have 8

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.engine import compress
-from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.lower import Rule
+from pruning_bench.quantization.simulation import simulate
 
 ROWS, PLACES, INPUTS, OUTPUTS = 600, 65, 96, 128
 LARGEST = 63  # of a weight's codes: sums of two products fit into 16 bits, so that no CPU clips them

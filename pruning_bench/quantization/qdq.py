@@ -6,15 +6,18 @@ The modules are only ever exported; a runtime fuses each float operator with the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning_bench.errors import PlanError
-from pruning_bench.quantization.affine import quantize
-from pruning_bench.quantization.contract import Affine
-from pruning_bench.quantization.integer import bias_affine, bias_codes
+from pruning_bench.quantization.affine import affine_of, quantize
+from pruning_bench.quantization.blocked import block_of
+from pruning_bench.quantization.contract import Affine, Coding, QuantPlan
+from pruning_bench.quantization.integer import FloatLayer, bias_affine, bias_codes
+from pruning_bench.quantization.lower import Site, lower
 
 OPSET = 21
 SHIFT = 128  # from int8 to uint8
@@ -29,6 +32,55 @@ def storage(affine: Affine, where: str, who: str = WHO) -> torch.dtype:
         found = f"activations in {affine.low}..{affine.high}"
         raise PlanError(who, found, "8 bits (w8a8); fewer can only be simulated, by the runtime eager", where)
     return types[affine.low, affine.high]
+
+
+def to_qdq(
+    plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor, ...], *, saturating: bool = False
+) -> nn.Module:
+    """The quantized model as a module to be exported to ONNX; with an empty plan the float model in the same form.
+
+    Args:
+        saturating: see `Layer`.
+    Raises:
+        PlanError: as `simulation.simulate`; and activations are 8-bit floats, or integers of other than 8 bits.
+    """
+    return lower(plan, float_model, example_inputs, Qdq(saturating))
+
+
+@dataclass(frozen=True)
+class Qdq:
+    """Modules that export to ONNX nodes."""
+
+    saturating: bool
+    every_value = True
+    sums_in_layers = False
+
+    def layer(self, site: Site) -> tuple[nn.Module, bool]:
+        """A float operator with dequantized weight and bias."""
+        assert site.weight is not None
+        assert site.weight_coding is not None
+        if site.alone and block_of(site.weight, site.weight_coding) is None:  # no kernel: made float once, not each run
+            return FloatLayer(site.function, site.weight, site.weight_coding, site.bias, site.arguments), False
+        affine = affine_of(site.weight_coding, site.name, WHO)
+        if site.dynamic:
+            return DynamicLinear(site.weight, affine, site.bias, self.saturating), False
+        if site.alone:
+            return WeightOnlyLinear(site.weight, affine, site.bias), False
+        x = None if site.inputs[0] is None else affine_of(site.inputs[0], site.name, WHO)
+        common = (site.function, site.weight, affine, site.bias, site.arguments)
+        return Layer(*common, x, self.saturating), False
+
+    def add(self, site: Site) -> tuple[nn.Module, bool] | None:
+        """The float operator as it is."""
+        return None
+
+    def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
+        """A node that has an integer kernel."""
+        return GlobalAveragePool(), False
+
+    def value(self, coding: Coding, name: str) -> nn.Module:
+        """A pair of q and dq nodes."""
+        return QuantizeDequantize(affine_of(coding, name, WHO), name)
 
 
 class Constant(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import POINTS, QUANTIZED, to_qdq
-from pruning_bench.quantization.qdq import NIBBLES, OPSET
+from pruning_bench.quantization.lower import POINTS, QUANTIZED
+from pruning_bench.quantization.qdq import NIBBLES, OPSET, to_qdq
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
@@ -59,7 +59,7 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
     be read back. The bytes depend on the model, the plan and the versions of torch and onnx alone.
 
     Args:
-        saturating: see `lower.to_qdq`.
+        saturating: see `qdq.Layer`.
     Raises:
         ModelError: the model cannot be exported.
         PlanError: the plan does not fit the model, or has activations that are not integers of 8 bits.

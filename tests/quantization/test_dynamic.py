@@ -19,10 +19,10 @@ from pruning_bench.graphs import Examples, export
 from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization import dynamic
 from pruning_bench.quantization.dynamic import HIGHEST, DynamicLinear, dynamic_affine
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.dynamic import Dynamic
 from pruning_bench.quantization.plans import choose_weight
 from pruning_bench.quantization.points import find_points
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.registry import RUNTIMES
 
 NUMBERS = st.floats(-1024, 1024, width=32).filter(lambda value: value == 0 or abs(value) > 1e-6)

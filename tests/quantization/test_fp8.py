@@ -23,9 +23,11 @@ from pruning_bench.measuring import kernel_detail, simulates
 from pruning_bench.quantization.affine import choose_affine, fake_quantize
 from pruning_bench.quantization.contract import FLOATS8, Float8, QuantPlan
 from pruning_bench.quantization.decomposed import Decomposed
-from pruning_bench.quantization.lower import INTEGER, Rule, lower, simulate, to_qdq
+from pruning_bench.quantization.lower import INTEGER, Rule, lower
 from pruning_bench.quantization.methods.fp8 import Fp8
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.qdq import to_qdq
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.registry import RUNTIMES
 from pruning_bench.runtimes import onnxruntime
 from pruning_bench.runtimes.contract import refuse_float8

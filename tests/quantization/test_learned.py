@@ -16,9 +16,9 @@ from pruning_bench.conformance.quantization_checks import example, example_image
 from pruning_bench.quantization.affine import choose_affine, fake_quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.learned import Quantizer, StraightThrough, point_means, trainable, weight_means
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.plans import prepare
+from pruning_bench.quantization.simulation import simulate
 
 Gradients = Callable[[Tensor, Tensor, int, int, float], tuple[Tensor, Tensor]]
 

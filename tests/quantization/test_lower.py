@@ -17,9 +17,12 @@ from pruning_bench.errors import PlanError
 from pruning_bench.quantization import integer, lower, points
 from pruning_bench.quantization.affine import choose_affine, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
+from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.integer import IntegerAdd, IntegerLayer, IntegerMean, Rounding, bias_affine, bias_codes
-from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.lower import INTEGER, Rule
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.qdq import Qdq
+from pruning_bench.quantization.simulation import Simulation, simulate
 
 METHOD = Static()
 ONE = np.float32(1)
@@ -59,7 +62,7 @@ def test_planning_from_a_folded_model_is_the_same(
     planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor],
 ) -> None:
     model, plan, inputs, x = planned
-    folded = lower.fold_batch_norms(model, inputs)
+    folded = fold_batch_norms(model, inputs)
     assert torch.equal(simulate(plan, folded, inputs)(x), simulate(plan, model, inputs)(x)), "folding twice changes it"
 
 
@@ -67,7 +70,7 @@ def test_weights_on_their_grid_simulate_the_same(
     planned: tuple[nn.Module, QuantPlan, tuple[Tensor, ...], Tensor],
 ) -> None:
     model, plan, inputs, x = planned
-    rounded = lower.fold_batch_norms(model, inputs)
+    rounded = fold_batch_norms(model, inputs)
     with torch.no_grad():
         for name, affine in plan.weights.items():
             parameter = rounded.get_parameter(name)
@@ -305,7 +308,7 @@ def check_clamps(grid: Affine) -> None:
     model, plan, x = sixes(grid)
     with torch.no_grad():
         expected = clamped_and_rounded(model, plan, x)
-        bare, whole = (simulate(plan, model, (x[:1],), rules)(x) for rules in (frozenset(), lower.INTEGER))
+        bare, whole = (simulate(plan, model, (x[:1],), rules)(x) for rules in (frozenset(), INTEGER))
     assert torch.equal(bare, expected), f"the bare plan is off by {float((bare - expected).abs().max())}"
     error = float((whole - expected).abs().max() / expected.abs().max())
     assert error < 0.01, f"on integers it is off by {error:.4f} of the largest output"
@@ -326,7 +329,7 @@ def test_an_output_behind_a_clamp_lies_on_its_grid(grid: Affine) -> None:
     model, x = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU6()), 8 * torch.randn(2, 2, 6, 6)
     plan = METHOD.plan(model, "w8a8", replace(example(METHOD)[2], example_inputs=(x[:1],), calibration=[(x,)]))
     plan = replace(plan, activations={**plan.activations, "0.conv2d": grid})
-    for rules in (frozenset(), lower.INTEGER):
+    for rules in (frozenset(), INTEGER):
         made = simulate(plan, model, (x[:1],), rules)(x)
         assert float(made.min()) == 0, f"{float(made.min())}, should be the clamp's lower end"
         assert torch.allclose(made, fake_quantize(made, grid), atol=1e-6), "values between two codes"
@@ -344,7 +347,7 @@ def test_mutants_that_leave_clamps_out_are_rejected(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("span", "left"), [(3.0, 0), (6.0, 0), (9.0, 2)])
 def test_only_clamps_that_the_grid_does_not_imply_are_left(span: float, left: int) -> None:
     model, plan, x = sixes(up_to(span))
-    for form in (lower.Simulation(frozenset()), lower.Simulation(lower.INTEGER), lower.Qdq(False)):
+    for form in (Simulation(frozenset()), Simulation(INTEGER), Qdq(False)):
         graph = lower.lower(plan, model, (x[:1],), form).graph
         clamps = [node for node in graph.nodes if points.top_of(node) is not None]
         assert len(clamps) == left, f"{form}: {len(clamps)} clamps in the graph, should be {left}"

@@ -14,9 +14,9 @@ from pruning_bench.measuring import kernel_detail
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.blocked import block_of, round_blocks
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.rtn import Rtn
 from pruning_bench.quantization.plans import choose_weight
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.registry import RUNTIMES
 
 

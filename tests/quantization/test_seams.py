@@ -14,7 +14,6 @@ from pruning_bench.quantization import seams
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.equalization import equalize
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.awq import Awq
 from pruning_bench.quantization.methods.bias_correction import BiasCorrection
 from pruning_bench.quantization.methods.cross_layer_equalization import CrossLayerEqualization
@@ -22,6 +21,7 @@ from pruning_bench.quantization.methods.smoothquant import SmoothQuant
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.plans import choose_weight, prepare, write
 from pruning_bench.quantization.seams import find_seams, input_peaks
+from pruning_bench.quantization.simulation import simulate
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -14,10 +14,10 @@ from pruning_bench.conformance.quantization_checks import randomise
 from pruning_bench.contracts import Context
 from pruning_bench.quantization import seams
 from pruning_bench.quantization.layerwise import decide_layers
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods import smoothquant
 from pruning_bench.quantization.methods.smoothquant import SmoothQuant, smoothing
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.simulation import simulate
 
 FEW = settings(max_examples=10, deadline=None)
 CHANNELS = 8

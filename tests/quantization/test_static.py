@@ -12,9 +12,9 @@ from pruning_bench.conformance.quantization_checks import ExampleNet, check_simu
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.quantization.integer import BIAS_LIMIT, bias_affine, bias_codes
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.plans import LARGEST_BIAS_CODE
+from pruning_bench.quantization.simulation import simulate
 
 METHOD = Static()
 

@@ -20,8 +20,9 @@ from pruning_bench.engine import compress
 from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.lower import Rule
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes import compiled, inductor, onednn
 from pruning_bench.runtimes.compiled import Compiled
 from pruning_bench.runtimes.contract import Kernel, Session

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pruning_bench.conformance.quantization_checks import ExampleNet, example
 from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import simulate
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes.eager import Eager
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

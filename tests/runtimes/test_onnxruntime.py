@@ -18,8 +18,9 @@ from pruning_bench.models.image_classifier import image_classifier
 from pruning_bench.models.resnet20 import resnet20
 from pruning_bench.quantization import integer
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.lower import Rule
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes import onnx_export, onnxruntime
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.runtimes.kernels import float_fallbacks

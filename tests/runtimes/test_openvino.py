@@ -12,8 +12,9 @@ from pruning_bench.conformance.quantization_checks import ExampleNet, example, e
 from pruning_bench.conformance.runtime_checks import codes_off
 from pruning_bench.errors import UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import Rule, simulate
+from pruning_bench.quantization.lower import Rule
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes import openvino
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.runtimes.kernels import float_fallbacks, multiplies

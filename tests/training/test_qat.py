@@ -23,7 +23,7 @@ from pruning_bench.measuring import simulates
 from pruning_bench.quantization.affine import quantize
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.learned import Trainable
-from pruning_bench.quantization.lower import simulate
+from pruning_bench.quantization.simulation import simulate
 from pruning_bench.recipe import parse
 from pruning_bench.training.steps import qat
 from pruning_bench.training.steps.qat import Qat
