@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning_bench import cli, load, workbench
+from pruning_bench import cli, commands, load, workbench
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path
 from pruning_bench.records import Environment, Measurement, Run, write_run
@@ -19,7 +19,7 @@ def run(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-@pytest.mark.parametrize("kind", cli.KINDS)
+@pytest.mark.parametrize("kind", commands.KINDS)
 def test_list_shows_what_is_registered(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", kind) == 0
     shown = capsys.readouterr().out
@@ -279,7 +279,7 @@ def test_what_the_system_refuses_is_one_line(
     def fail(chosen: object) -> int:
         raise problem
 
-    monkeypatch.setattr(cli, "_list", fail)
+    monkeypatch.setattr(commands, "do_list", fail)
     assert run("list") == (130 if isinstance(problem, KeyboardInterrupt) else 2)
     error = capsys.readouterr().err
     assert error == says, f"{error!r}, should be {says!r}"

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reporting",),
     ("tasks", "workbench", "yardstick", "rivals", "measuring", "conformance", "listing"),
     ("processes", "worker", "reviewing", "accepting", "suite", "comparing", "sensitivity", "machine_checks", "doctor"),
-    ("pytest_plugin", "suite_cases", "cli", "training.command"),
+    ("pytest_plugin", "suite_cases", "cli", "commands", "training.command"),
 )
 RESULTS = ("judging", "reporting")
 RESULTS_MAY_IMPORT = ("errors", "registry", "records", "recipe", "cases", *RESULTS)
