@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning_bench.pruning.couplings import Couplings, TensorDim
+from pruning_bench.pruning.couplings import Couplings
 from pruning_bench.pruning.masks import require_finite
+from pruning_bench.pruning.walk import TensorDim
 
 
 def filter_norms(model: nn.Module, couplings: Couplings, power: float = 1) -> dict[str, Tensor]:

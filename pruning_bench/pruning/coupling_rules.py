@@ -9,7 +9,6 @@ code (`view(-1, 2048)`) stays when channels go, so that such a dimension is pinn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -17,9 +16,8 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from pruning_bench.graphs import operator, place
-from pruning_bench.pruning.couplings import Dimension, Labels, Walk
+from pruning_bench.pruning.walk import Dimension, Labels, Rule, Walk
 
-Rule: TypeAlias = Callable[[Walk, Node], Any]
 FIXED = (nn.MultiheadAttention,)  # modules whose own code fixes sizes: what they touch is pinned
 RULES: dict[str, Rule] = {}
 SPATIAL = "no channels: places in an image or a sequence"

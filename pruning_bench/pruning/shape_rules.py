@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from pruning_bench.graphs import place
 from pruning_bench.pruning.coupling_rules import RULES, SINGLE, contract, pinned, rule, together
-from pruning_bench.pruning.couplings import Dimension, Labels, Walk
+from pruning_bench.pruning.walk import Dimension, Labels, Walk
 
 __all__ = ["RULES"]
 

@@ -18,8 +18,9 @@ from pruning_bench.models.image_classifier import image_classifier
 from pruning_bench.models.resnet20 import resnet20
 from pruning_bench.pruning import coupling_rules
 from pruning_bench.pruning.contract import ChannelPlan
-from pruning_bench.pruning.couplings import Couplings, Dimension, Walk, find_couplings
+from pruning_bench.pruning.couplings import Couplings, find_couplings
 from pruning_bench.pruning.shrink import apply_channels
+from pruning_bench.pruning.walk import Dimension, Walk
 
 REFERENCE = {"image_classifier": image_classifier, "resnet20": resnet20}
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # making a failing graph smaller takes minutes

@@ -16,9 +16,10 @@ from pruning_bench import graphs
 from pruning_bench.conformance.plan_checks import check_twin
 from pruning_bench.errors import ModelError, PlanError
 from pruning_bench.pruning.coupling_rules import RULES
-from pruning_bench.pruning.couplings import Couplings, Walk, find_couplings
+from pruning_bench.pruning.couplings import Couplings, collect, find_couplings
 from pruning_bench.pruning.shrink import apply_channels
 from pruning_bench.pruning.sizes import Size, following_sizes
+from pruning_bench.pruning.walk import Walk
 
 IMAGES = (torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0)),)
 
@@ -355,9 +356,9 @@ def work(depth: int) -> int:
         return features
 
     model = Net(chain, *blocks).eval()
-    walk = Walk(model)
+    walk = Walk(model, RULES)
     walk.run(graphs.export(model, IMAGES))
-    walk.couplings()
+    collect(walk)
     return walk.work
 
 
