@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import prunable
-from pruning_bench.recipe import sparsity_of
+from pruning_bench.levels import sparsity_of
 
 
 @pruning_method

@@ -16,9 +16,10 @@ from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
 from pruning_bench.errors import LevelError, ModelError, PluginError, PruningBenchError, RecipeError, UnknownNameError
+from pruning_bench.levels import as_level
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.pruning.masks import current_masks
-from pruning_bench.recipe import as_level, parse
+from pruning_bench.recipe import parse
 from pruning_bench.registry import STEPS, Registry
 
 RECIPES = [

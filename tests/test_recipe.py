@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pruning_bench import recipe as grammar
 from pruning_bench.errors import LevelError, RecipeError, UnknownNameError
-from pruning_bench.recipe import Bits, DType, NofM, Number, Recipe, Repeat, Step, parse
+from pruning_bench.levels import DTYPES, Bits, DType, NofM, Number, as_level, bits_of, count_of, sparsity_of
+from pruning_bench.recipe import Recipe, Repeat, Step, parse
 from pruning_bench.registry import Registry
 
 
@@ -53,7 +54,7 @@ levels = st.one_of(
     numbers.map(Number),
     st.integers(1, 64).flatmap(lambda m: st.integers(1, m).map(lambda n: NofM(n, m))),
     st.builds(Bits, st.integers(0, 999), st.none() | st.integers(0, 999)),
-    st.sampled_from(grammar.DTYPES).map(DType),
+    st.sampled_from(DTYPES).map(DType),
 )
 values = {
     "scope": st.sampled_from(["global", "layer"]),
@@ -292,7 +293,7 @@ def test_check_length_rejects_mutant_items_as_written() -> None:
         check_length(lambda recipe: len(recipe.items))
 
 
-@pytest.mark.parametrize("of", [grammar.sparsity_of, grammar.count_of, grammar.bits_of])
+@pytest.mark.parametrize("of", [sparsity_of, count_of, bits_of])
 def test_a_missing_level_is_called_so(of: Callable[[str, Any], Any]) -> None:
     with pytest.raises(LevelError, match="step: no level, should be"):
         of("step", None)
@@ -315,37 +316,37 @@ def test_an_option_may_not_be_none_when_its_type_says_so() -> None:
     ],
 )
 def test_levels_from_python(level: Any, expected: Any) -> None:
-    assert grammar.as_level(level) == expected, f"{level!r} is {grammar.as_level(level)}, should be {expected}"
+    assert as_level(level) == expected, f"{level!r} is {as_level(level)}, should be {expected}"
 
 
 @pytest.mark.parametrize("level", [True, float("nan"), float("inf"), [0.5], b"0.5", object], ids=repr)
 def test_levels_that_are_none(level: Any) -> None:
     with pytest.raises(LevelError, match="should be"):
-        grammar.as_level(level)
+        as_level(level)
 
 
 @pytest.mark.parametrize("level", [1, 1.5, -0.1, "w8a8", "2of4", None])
 def test_sparsity_outside_its_range(level: Any) -> None:
     with pytest.raises(LevelError, match=r"in \[0, 1\)"):
-        grammar.sparsity_of("magnitude", level)
+        sparsity_of("magnitude", level)
 
 
 @pytest.mark.parametrize("level", [0, 0.0, -0.0, 0.999999, "0.5"])
 def test_sparsity_inside_its_range(level: Any) -> None:
-    value = grammar.sparsity_of("magnitude", level)
+    value = sparsity_of("magnitude", level)
     assert value == float(level), f"sparsity {value}, should be {level}"
 
 
 @pytest.mark.parametrize("level", [0, 1.5, -1, "bf16", None])
 def test_counts_that_are_none(level: Any) -> None:
     with pytest.raises(LevelError, match="whole number >= 1"):
-        grammar.count_of("finetune", level)
+        count_of("finetune", level)
 
 
 @pytest.mark.parametrize("level", [0.5, "w1a8", "w8a9", "w16", None])
 def test_bits_that_are_none(level: Any) -> None:
     with pytest.raises(LevelError, match="bits"):
-        grammar.bits_of("static", level)
+        bits_of("static", level)
 
 
 def test_zero_has_one_spelling() -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pruning_bench.conformance import float8_checks
 from pruning_bench.contracts import Context
 from pruning_bench.graphs import export
+from pruning_bench.levels import Bits, DType
 from pruning_bench.quantization.affine import fake_quantize, quantize, spread
 from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantizationMethod, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.points import find_points
 from pruning_bench.quantization.simulation import simulate
-from pruning_bench.recipe import Bits, DType
 
 C = TypeVar("C", bound=Coding)
 Quantize: TypeAlias = Callable[[Tensor, Affine], Tensor]

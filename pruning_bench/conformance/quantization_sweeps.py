@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from pruning_bench.conformance.quantization_checks import Check, example, example_images
 from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError
+from pruning_bench.levels import Bits
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationMethod
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.simulation import simulate
-from pruning_bench.recipe import Bits
 
 SWEPT = (2, 4, 8)  # bits of weights; activations have 8
 GROUP = 4  # columns, against a whole channel

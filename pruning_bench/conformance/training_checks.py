@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
+from pruning_bench.levels import Number
 from pruning_bench.pruning.contract import MaskPlan
-from pruning_bench.recipe import Number
 
 Run: TypeAlias = Callable[[nn.Module, Any, Any, Context], Any]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import sparsity_of
 from pruning_bench.pruning.budgets import fit_budget, price_of, round_up
 from pruning_bench.pruning.contract import ChannelPlan
 from pruning_bench.pruning.couplings import Couplings, find_couplings
@@ -25,7 +26,6 @@ from pruning_bench.pruning.selection import (
 )
 from pruning_bench.pruning.shrink import apply_channels
 from pruning_bench.pruning.timing import RelativeTime, relative_time
-from pruning_bench.recipe import sparsity_of
 
 WHO = "channels"
 STEPS = 100  # to all channels, where a budget is measured: finer ones drown in noise

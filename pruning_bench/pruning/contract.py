@@ -14,7 +14,7 @@ from pruning_bench.errors import PlanError
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
-    from pruning_bench.recipe import LevelReader
+    from pruning_bench.levels import LevelReader
 
 C = TypeVar("C", bound=type)
 

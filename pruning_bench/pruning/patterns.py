@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import Level, NofM, as_level, sparsity_of
 from pruning_bench.pruning.contract import MaskPlan
 from pruning_bench.pruning.selection import LazyScores, choose_masks, require_finite
-from pruning_bench.recipe import Level, NofM, as_level, sparsity_of
 
 _BLOCKS_WITH = "blocks with a share and scope=layer or global"
 Scope: TypeAlias = Literal["layer", "global", "erk"]

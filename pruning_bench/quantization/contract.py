@@ -13,7 +13,7 @@ from pruning_bench.contracts import register_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
-    from pruning_bench.recipe import LevelReader
+    from pruning_bench.levels import LevelReader
 
 C = TypeVar("C", bound=type)
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.graphs import export
+from pruning_bench.levels import Bits
 from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.clipping import clip_weight
 from pruning_bench.quantization.contract import Affine, QuantPlan
@@ -20,7 +21,6 @@ from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import write_values
 from pruning_bench.quantization.observers import OBSERVERS, Observer, ObserverName, weight_range
 from pruning_bench.quantization.points import Points, find_points, runnable
-from pruning_bench.recipe import Bits
 
 WeightObserverName = Literal["minmax", "mse"]
 LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products

@@ -12,7 +12,7 @@ from pruning_bench.contracts import register_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
-    from pruning_bench.recipe import LevelReader
+    from pruning_bench.levels import LevelReader
 
 C = TypeVar("C", bound=type)
 
@@ -43,7 +43,7 @@ class TrainingStep(Protocol):
     """Implemented by a frozen dataclass whose fields are the recipe's options; see `training_step`.
 
     `run` changes `model` in place (the engine hands it a copy) and must keep what `plans` pruned at zero
-    (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `recipe.Level`. A step that prunes while it
+    (`pruning.masks.keep_pruned`). `level` is what stands after the colon, a `levels.Level`. A step that prunes while it
     trains returns the plans of what it removed, which the engine applies and keeps like those of a method; one that
     quantizes leaves the model as it is and returns a `QuantPlan` with what it trained as `writes`.
 

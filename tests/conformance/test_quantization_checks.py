@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pruning_bench.conformance import quantization_checks as checks
 from pruning_bench.conformance import quantization_sweeps as sweeps
 from pruning_bench.contracts import Context
+from pruning_bench.levels import Bits
 from pruning_bench.quantization.affine import choose_affine, code_range, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan
 from pruning_bench.quantization.methods.cast import Cast
@@ -19,7 +20,6 @@ from pruning_bench.quantization.methods.codebook import Codebook
 from pruning_bench.quantization.methods.dynamic import Dynamic
 from pruning_bench.quantization.methods.rtn import Rtn
 from pruning_bench.quantization.methods.static import Static
-from pruning_bench.recipe import Bits
 
 X = torch.tensor([-9.0, -1.27, -0.55, -0.005, 0.0, 0.015, 0.5, 1.27, 9.0])
 SIGNED = Affine(torch.tensor(0.01), torch.tensor(0, dtype=torch.int32), -127, 127)

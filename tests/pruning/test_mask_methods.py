@@ -14,6 +14,7 @@ from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Tensors
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import NofM
 from pruning_bench.pruning import patterns
 from pruning_bench.pruning.inputs import unfold, watch_inputs
 from pruning_bench.pruning.masks import pruned_count
@@ -23,7 +24,6 @@ from pruning_bench.pruning.methods.magnitude import Magnitude
 from pruning_bench.pruning.methods.snip import Snip
 from pruning_bench.pruning.methods.synflow import Synflow
 from pruning_bench.pruning.methods.wanda import Wanda
-from pruning_bench.recipe import NofM
 
 few = settings(max_examples=30, deadline=None)
 

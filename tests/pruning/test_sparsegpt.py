@@ -15,13 +15,13 @@ from pruning_bench.build_entries import decode, encode
 from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import NofM
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.inverse_hessians import inverse_root
 from pruning_bench.pruning.masks import apply_masks, keep_largest, pruned_count
 from pruning_bench.pruning.methods import sparsegpt
 from pruning_bench.pruning.methods.magnitude import Magnitude
 from pruning_bench.pruning.methods.sparsegpt import SparseGPT, eliminate
-from pruning_bench.recipe import NofM
 
 few = settings(max_examples=25, deadline=None)
 Eliminate = Callable[..., tuple[Tensor, Tensor]]

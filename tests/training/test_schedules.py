@@ -21,9 +21,10 @@ from pruning_bench.conformance.training_checks import (
 )
 from pruning_bench.contracts import Past
 from pruning_bench.errors import LevelError, ModelError, PruningBenchError
+from pruning_bench.levels import Number
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.masks import current_masks, prunable, pruned_count
-from pruning_bench.recipe import Number, parse
+from pruning_bench.recipe import parse
 from pruning_bench.training.loop import TrainConfig, learning_rate
 from pruning_bench.training.steps.agp import Agp, cubic
 from pruning_bench.training.steps.finetune import Finetune

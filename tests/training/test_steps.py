@@ -15,7 +15,8 @@ from pruning_bench.conformance.training_checks import (
 )
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.recipe import Bits, Number, parse
+from pruning_bench.levels import Bits, Number
+from pruning_bench.recipe import parse
 from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
 from pruning_bench.training.steps.bn_recalibrate import BnRecalibrate, recalibrate
 from pruning_bench.training.steps.finetune import Finetune

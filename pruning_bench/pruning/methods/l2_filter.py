@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import sparsity_of
 from pruning_bench.pruning.channel_scores import filter_norms, filter_sizes
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
-from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import sparsity_of
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import choose_masks, prunable
-from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import NofM
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.inverse_hessians import inverse_root, products, sweep
 from pruning_bench.pruning.masks import prunable, pruned_count
 from pruning_bench.pruning.patterns import keep_n_of_m, level_of, require_some, unfit
 from pruning_bench.pruning.selection import require_finite
-from pruning_bench.recipe import NofM
 
 
 @pruning_method

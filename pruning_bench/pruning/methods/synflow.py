@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import sparsity_of
 from pruning_bench.models.contract import first_tensor
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import choose_masks, prunable
-from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method

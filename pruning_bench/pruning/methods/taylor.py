@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import sparsity_of
 from pruning_bench.pruning.channel_scores import filter_scores
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
 from pruning_bench.pruning.couplings import Couplings
 from pruning_bench.pruning.gradients import batch_gradients
-from pruning_bench.recipe import sparsity_of
 
 
 @pruning_method

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import NofM
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.masks import choose_masks, prunable
 from pruning_bench.pruning.patterns import level_of, n_of_m_plan, row_shares
 from pruning_bench.pruning.selection import LazyScores, require_finite
-from pruning_bench.recipe import NofM
 
 
 @pruning_method

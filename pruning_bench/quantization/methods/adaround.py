@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import bits_of
 from pruning_bench.quantization.affine import dequantize, fake_quantize, spread
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Layer, decide_layers
 from pruning_bench.quantization.plans import choose_group, choose_weight, complete, prepare
-from pruning_bench.recipe import bits_of
 
 LOWEST, HIGHEST = -0.1, 1.1  # ends of the stretched sigmoid, which is clamped to [0, 1]
 WARM = 0.2  # share of the iterations before weights are drawn to a side

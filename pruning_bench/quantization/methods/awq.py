@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import Bits, weight_bits_of
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Grams, Layer, decide_layers
 from pruning_bench.quantization.plans import choose_group, choose_weight, complete, prepare, write
 from pruning_bench.quantization.seams import Seam, channel_values, find_seams, scale
-from pruning_bench.recipe import Bits, weight_bits_of
 
 GRID = 20  # exponents that are tried
 

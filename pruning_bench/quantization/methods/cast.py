@@ -9,8 +9,8 @@ from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import DType, as_level
 from pruning_bench.quantization.contract import FLOATS, QuantizationTags, QuantPlan, quantization_method
-from pruning_bench.recipe import DType, as_level
 
 
 def float_of(who: str, level: Any) -> DType:

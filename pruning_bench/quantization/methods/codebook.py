@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import weight_bits_of
 from pruning_bench.quantization.codebook import choose_codebook, nearest
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import prepare
-from pruning_bench.recipe import weight_bits_of
 
 
 @quantization_method

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import bits_of
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.equalization import equalize
 from pruning_bench.quantization.plans import choose_weight, complete, prepare, write
-from pruning_bench.recipe import bits_of
 
 
 @quantization_method

@@ -10,9 +10,9 @@ from torch import nn
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.graphs import operator
+from pruning_bench.levels import Bits, bits_of
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import choose_weight, prepare
-from pruning_bench.recipe import Bits, bits_of
 
 
 def dynamic_bits_of(who: str, level: Any) -> Bits:

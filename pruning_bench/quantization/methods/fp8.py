@@ -9,11 +9,11 @@ from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import Bits, bits_of
 from pruning_bench.quantization.affine import choose_float8
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.observers import weight_range
 from pruning_bench.quantization.plans import observe, prepare
-from pruning_bench.recipe import Bits, bits_of
 
 
 def eight_bits_of(who: str, level: Any) -> Bits:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import bits_of
 from pruning_bench.pruning.inverse_hessians import inverse_root, sweep
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Grams, Layer, decide_layers
 from pruning_bench.quantization.plans import choose_group, choose_weight, complete, prepare
-from pruning_bench.recipe import bits_of
 
 _BLOCK = 128  # columns whose errors reach the others in one product
 

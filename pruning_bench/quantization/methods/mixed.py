@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import bits_of
 from pruning_bench.quantization.bit_widths import choose_bits, output_errors
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, observe, prepare
-from pruning_bench.recipe import bits_of
 
 WIDTHS = (2, 3, 4, 6, 8)
 

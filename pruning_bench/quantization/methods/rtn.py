@@ -9,9 +9,9 @@ from torch import nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import weight_bits_of
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import WeightObserverName, choose_weight, prepare
-from pruning_bench.recipe import weight_bits_of
 
 
 @quantization_method

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import both_bits_of
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Layer, decide_layers
 from pruning_bench.quantization.plans import choose_weight, complete, prepare, write
 from pruning_bench.quantization.seams import channel_values, find_seams, input_peaks, scale
-from pruning_bench.recipe import both_bits_of
 
 
 @quantization_method

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from pruning_bench.contracts import Context
+from pruning_bench.levels import both_bits_of
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.observers import ObserverName
 from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, prepare
-from pruning_bench.recipe import both_bits_of
 
 
 @quantization_method

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.errors import LevelError
+from pruning_bench.levels import sparsity_of
 from pruning_bench.pruning.contract import MaskPlan
 from pruning_bench.pruning.masks import KeepPruned, choose_masks, keep_pruned, prunable
-from pruning_bench.recipe import sparsity_of
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning_bench.errors import LevelError
-from pruning_bench.recipe import count_of
+from pruning_bench.levels import count_of
 from pruning_bench.training.contract import StepTags, training_step
 
 if TYPE_CHECKING:

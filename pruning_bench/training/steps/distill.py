@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.errors import LevelError
-from pruning_bench.recipe import count_of
+from pruning_bench.levels import count_of
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.loop import cross_entropy
 from pruning_bench.training.tuning import TuneOptions, Tuning

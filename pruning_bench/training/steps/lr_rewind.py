@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from pruning_bench.errors import LevelError
-from pruning_bench.recipe import count_of
+from pruning_bench.levels import count_of
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
 

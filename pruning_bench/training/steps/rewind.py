@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pruning_bench.errors import LevelError, PlanError
+from pruning_bench.levels import count_of
 from pruning_bench.pruning.contract import ChannelPlan
 from pruning_bench.pruning.masks import current_masks
 from pruning_bench.pruning.shrink import compose, first_named, take
-from pruning_bench.recipe import count_of
 from pruning_bench.training.contract import StepTags, training_step
 
 if TYPE_CHECKING:

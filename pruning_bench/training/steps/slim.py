@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.levels import count_of
 from pruning_bench.pruning.channel_scores import norm_scales
-from pruning_bench.recipe import count_of
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
 
