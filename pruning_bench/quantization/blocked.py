@@ -43,6 +43,8 @@ def block_of(weight: Tensor, coding: Coding) -> int | None:
 def round_blocks(x: Tensor, block: int) -> Tensor:
     """`x` [..., columns] with each block of its last dimension rounded to 8 bits; the last one may be shorter.
 
+    A block whose largest value is so small that 127 over it is no float is rounded to zero.
+
     Example:
         >>> round_blocks(torch.tensor([127.0, 0.6, 254.0, 2.9]), 2)
         tensor([127.,   1., 254.,   2.])
@@ -50,7 +52,8 @@ def round_blocks(x: Tensor, block: int) -> Tensor:
     whole = nn.functional.pad(x, (0, -x.shape[-1] % block))
     parts = whole.reshape(*x.shape[:-1], whole.shape[-1] // block, block)
     most = parts.abs().amax(-1, keepdim=True)
-    codes = (parts * torch.where(most > 0, HIGHEST / most, 0.0)).round()
+    factor = HIGHEST / most
+    codes = (parts * torch.where(factor.isfinite(), factor, 0.0)).round()
     return (codes * (most / HIGHEST)).flatten(-2)[..., : x.shape[-1]]
 
 

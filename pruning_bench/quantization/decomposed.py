@@ -14,6 +14,7 @@ from pruning_bench.quantization.affine import affine_of, quantize
 from pruning_bench.quantization.contract import Affine, Coding
 from pruning_bench.quantization.integer import FloatLayer
 from pruning_bench.quantization.lower import Site
+from pruning_bench.quantization.pooling import Pooling
 from pruning_bench.quantization.qdq import storage
 
 WHO = "compiled"
@@ -81,6 +82,10 @@ class Decomposed:
         return None
 
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
+        """The float operator as it is."""
+        return None
+
+    def average(self, site: Site, pooling: Pooling) -> tuple[nn.Module, bool] | None:
         """The float operator as it is."""
         return None
 

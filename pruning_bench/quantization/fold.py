@@ -22,13 +22,16 @@ from pruning_bench.graphs import export, operator, tensor_names
 
 CONVOLUTIONS = frozenset({"aten.conv1d", "aten.conv2d", "aten.conv3d"})
 LAYERS = CONVOLUTIONS | {"aten.linear"}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # a class derived from one may do more
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # whose forward reads a bias as soon as there is one
 
 
 def fold_batch_norms(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
     """A copy of `model` in eval mode that computes the same, with its batch norms folded and replaced by `nn.Identity`.
 
-    Folded is a batch norm module whose only input is a convolution's (or, on [N, C], a linear layer's) only output;
-    every other one stays as it is. A layer without bias gets one.
+    Folded is a batch norm module of torch's own, without hooks, whose only input is a convolution's (or, on [N, C], a
+    linear layer's) only output, when the layer reads the bias that it has; every other one stays as it is. A layer of
+    torch's own without bias gets one.
 
     Args:
         model: any module that exports; never changed.
@@ -42,7 +45,7 @@ def fold_batch_norms(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn
         (Identity(), ['0.bias', '0.weight'])
     """
     folded = copy.deepcopy(model).eval()
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules()):
+    if not any(type(module) in NORMS for module in folded.modules()):
         return folded
     for pair in find_pairs(export(folded, example_inputs), folded):
         _fold(folded.get_submodule(pair.layer), folded.get_submodule(pair.norm))
@@ -74,10 +77,28 @@ def find_pairs(program: ExportedProgram, model: nn.Module) -> list[Pair]:
         norm = tensors.get(_name(node.args[3]), "").rpartition(".")
         if layer[2] != "weight" or norm[2] != "running_mean":
             continue  # weights computed on the way, or statistics of the batch
-        once = uses["".join(layer)] == uses["".join(norm)] == 1
-        if once and isinstance(model.get_submodule(norm[0]), nn.modules.batchnorm._BatchNorm):
+        once = uses["".join(layer)] == 1 and all(
+            uses[name] <= 1 for name in tensors.values() if name.startswith(norm[0] + norm[1])
+        )
+        bias = tensors.get(_name(source.args[2]), "?") if len(source.args) > 2 and source.args[2] is not None else ""
+        if once and _is_plain(model.get_submodule(norm[0]), NORMS) and _takes_bias(model, layer[0], bias, uses):
             pairs.append(Pair(layer[0], norm[0]))
     return pairs
+
+
+def _is_plain(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
+    """Does it do what one of these classes does, and nothing else?"""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module) in classes and not hooks and "forward" not in vars(module)
+
+
+def _takes_bias(model: nn.Module, path: str, bias: str, uses: Counter[str]) -> bool:
+    """Will the layer's forward read a new bias? `bias` is what it reads now: a name, or "" for nothing."""
+    layer = model.get_submodule(path)
+    own = ".".join(filter(None, (path, "bias")))
+    if bias:
+        return bias == own and uses[own] == 1 and isinstance(layer.bias, nn.Parameter)
+    return type(layer) in PLAIN and layer.bias is None
 
 
 def _feeds_only(source: object, norm: Node) -> bool:

@@ -206,7 +206,7 @@ class IntegerAdd(nn.Module):
         code_a = self.a.centered(a).add_(first.zero_point).double()
         code_b = self.b.centered(b).add_(second.zero_point).double()
         partial = code_a.mul_(ratio_a.double()).add_(fixed.double()).float()
-        codes = code_b.mul_(ratio_b.double()).add_(partial).float()
+        codes = code_b.mul_(ratio_b.double()).add(partial).float()
         return self.y.settle(codes.round_().sub_(out.zero_point), self.relu)
 
 

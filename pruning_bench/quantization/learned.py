@@ -22,10 +22,11 @@ from torch import Tensor, fx, nn
 
 from pruning_bench.quantization.affine import SMALLEST_SCALE, spread
 from pruning_bench.quantization.contract import Affine
+from pruning_bench.quantization.places import POINTS, name_at, path_of
 from pruning_bench.quantization.plans import Prepared, fresh
 from pruning_bench.quantization.points import runnable
 
-WEIGHTS, POINTS = "_weights", "_points"  # where the quantizers go in the trainable graph
+WEIGHTS = "_weights"  # where the quantizers of weights go in the trainable graph
 LEASH = 1 / 16  # of the scale that training began with; a scale near zero would clip all its values to nothing
 
 
@@ -119,9 +120,8 @@ class Trainable(fx.GraphModule):
 
     def quantizers(self, where: str) -> dict[str, Quantizer]:
         """Name of the weight or point -> its quantizer; `where` is `WEIGHTS` or `POINTS`."""
-        prefix = f"{where}."
-        found = {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
-        return {name.removeprefix(prefix): module for name, module in found.items() if name.startswith(prefix)}
+        found = {path: module for path, module in self.named_modules() if isinstance(module, Quantizer)}
+        return {name: module for path, module in found.items() if (name := name_at(path, where)) is not None}
 
     def affines(self, where: str) -> dict[str, Affine]:
         """Name of the weight or point -> its affine now."""
@@ -148,14 +148,14 @@ def trainable(
     for node, name in prepared.points.layers.items():
         if name in weights:
             layer = nodes[node]
-            path = f"{WEIGHTS}.{name}"
+            path = path_of(WEIGHTS, name)
             module.add_submodule(path, Quantizer(weights[name], means.get(name), batched=False))
             with graph.inserting_before(layer):
                 layer.update_arg(1, graph.call_module(path, (layer.args[1],)))
     for name, place in prepared.points.values.items():
         if name in activations:
             value = nodes[place]
-            path = f"{POINTS}.{name}"
+            path = path_of(POINTS, name)
             module.add_submodule(path, Quantizer(activations[name], means.get(name), batched=True))
             with graph.inserting_before(value.next):
                 quantized = graph.call_module(path, (value,))

@@ -19,12 +19,14 @@ from torch.export import ExportedProgram
 
 from pruning_bench.errors import PlanError, closest
 from pruning_bench.graphs import Examples, example_places, export, operator, readable_names
+from pruning_bench.quantization.blocked import block_of
 from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.points import ADDS, POOLS, RELUS, Points, find_points, runnable, summed
+from pruning_bench.quantization.places import POINTS, QUANTIZED, path_of
+from pruning_bench.quantization.points import POOLS, RELUS, Points, check_writes, find_points, is_sum, runnable, summed
+from pruning_bench.quantization.pooling import AVERAGES, Pooling
 
 WHO = "QuantPlan"
-QUANTIZED, POINTS = "_quantized", "_points"  # where the modules for operators and for values go
 
 
 class Rule(enum.Enum):
@@ -64,6 +66,7 @@ class Site:
         dynamic: its input is quantized at run time.
         examples: where they lie in its input; None where that cannot be told.
         alone: the plan quantizes weights and nothing else.
+        shared: other layers read its weight too.
     """
 
     name: str
@@ -78,6 +81,14 @@ class Site:
     dynamic: bool = False
     examples: Examples | None = None
     alone: bool = False
+    shared: bool = False
+
+    @property
+    def block(self) -> int | None:
+        """Columns that kernels for the codes of a weight alone take at once; None where there are no such kernels."""
+        if not self.alone or self.shared or self.weight is None or self.weight_coding is None:
+            return None  # runtimes make a weight float, once, that several layers read
+        return block_of(self.weight, self.weight_coding)
 
 
 class Form(Protocol):
@@ -100,6 +111,9 @@ class Form(Protocol):
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
         """For a global average pool over `dims` dimensions."""
 
+    def average(self, site: Site, pooling: Pooling) -> tuple[nn.Module, bool] | None:
+        """For every other average pool."""
+
     def value(self, coding: Coding, name: str) -> nn.Module:
         """For a value that nothing at its site has quantized."""
 
@@ -110,6 +124,8 @@ def lower(plan: QuantPlan, float_model: nn.Module, example_inputs: tuple[Tensor,
     write_values(folded, plan.writes)
     program = export(folded, example_inputs)
     points = find_points(program)
+    if plan.activations:
+        check_writes(program)
     _check(plan, points, dict(folded.named_parameters(remove_duplicate=False)))
     if form.sums_in_layers:
         left = summed(program, points)
@@ -124,6 +140,8 @@ class _Lowering:
         self.plan, self.points, self.form = plan, points, form
         self.readable = {node.name: name for node, name in readable_names(program).items()}
         self.examples = example_places(program)
+        self.poolings = {node.name: found for node in program.graph.nodes if (found := _pooling_of(node))}
+        self.sums = {node.name for node in program.graph.nodes if is_sum(node)}
         self.module, self.now = runnable(program)
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
@@ -155,18 +173,19 @@ class _Lowering:
         node = self.now[name]
         if name in self.points.layers:
             reads, made = node.args[:1], self._layer(name, node)
-        elif operator(node) in ADDS and self.behind.get(name, name) in self.points.values.values():
+        elif name in self.sums and self.behind.get(name, name) in self.points.values.values():
             reads = node.args[:2]
             made = self.form.add(self._site(name, node, reads))
-        elif operator(node) in POOLS and _is_global(node):
+        elif name in self.poolings:
             reads = node.args[:1]
-            made = self.form.pool(self._site(name, node, reads), dims=int(operator(node)[-2]))
+            site, pooling = self._site(name, node, reads), self.poolings[name]
+            made = self.form.pool(site, pooling) if isinstance(pooling, int) else self.form.average(site, pooling)
         else:
             return
         if made is None:
             return
         module, settles = made
-        new = self._call(f"{QUANTIZED}.{self.readable[name]}", module, reads, before=node)
+        new = self._call(path_of(QUANTIZED, self.readable[name]), module, reads, before=node)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
         self.now[name], self.name_of[new] = new, name
@@ -174,14 +193,17 @@ class _Lowering:
             self.settled.add(self.behind.get(name, name))
 
     def _layer(self, name: str, node: fx.Node) -> tuple[nn.Module, bool] | None:
-        coding = self.plan.weights.get(self.points.layers[name])
+        weight = self.points.layers[name]
+        coding = self.plan.weights.get(weight)
         held = [self._tensor(value) for value in node.args[1:3]]
         if coding is None or held[0] is None or (held[-1] is None and node.args[len(held)] is not None):
             return None  # not in the plan, or a bias computed on the way
         site = self._site(name, node, node.args[:1], node.args[3:])
         bias = held[1] if len(held) == 2 else None
         dynamic = self.plan.dynamic and operator(node) == "aten.linear"
-        site = replace(site, weight=held[0], weight_coding=coding, bias=bias, alone=self.plan.weights_only)
+        site = replace(site, weight=held[0], weight_coding=coding, bias=bias)
+        shared = list(self.points.layers.values()).count(weight) > 1
+        site = replace(site, alone=self.plan.weights_only, shared=shared)
         return self.form.layer(replace(site, dynamic=dynamic, examples=self.examples.get(name)))
 
     def _tensor(self, value: Any) -> Tensor | None:
@@ -206,7 +228,7 @@ class _Lowering:
         if coding is None:
             return
         module = self.form.value(coding, self.readable[place])
-        quantizer = self._call(f"{POINTS}.{self.readable[place]}", module, (node,), before=node.next)
+        quantizer = self._call(path_of(POINTS, self.readable[place]), module, (node,), before=node.next)
         node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
 
     def _call(self, path: str, module: nn.Module, args: Sequence[Any], before: fx.Node) -> fx.Node:
@@ -223,10 +245,22 @@ def _implies(coding: Coding | None, top: float) -> bool:
     return zero_point == coding.low and top / scale >= coding.high - zero_point - 0.25
 
 
-def _is_global(node: fx.Node) -> bool:
-    """Does an adaptive average pool leave one value per channel?"""
-    size = node.args[1] if len(node.args) > 1 else None
-    return "adaptive" in operator(node) and all(s == 1 for s in (size if isinstance(size, (list, tuple)) else [size]))
+def _pooling_of(node: fx.Node) -> Pooling | int | None:
+    """How an average pool of [N, C, *sizes] pools; of one that leaves a single place, over how many dimensions."""
+    name = operator(node)
+    if name not in POOLS | AVERAGES.keys():
+        return None
+    *_, image = (source.meta["val"].shape for source in node.all_input_nodes)
+    dims = AVERAGES[name] if name in AVERAGES else int(name[-2])
+    sizes = [size for size in image[2:] if isinstance(size, int)]
+    if len(image) != dims + 2 or len(sizes) != dims:
+        return None
+    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
+    given |= node.kwargs
+    if name in AVERAGES:
+        return Pooling.of(sizes, given)
+    size = given["output_size"]
+    return dims if all(one == 1 for one in (size if isinstance(size, (list, tuple)) else [size])) else None
 
 
 def write_values(model: nn.Module, writes: Mapping[str, Tensor]) -> None:

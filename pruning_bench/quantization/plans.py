@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.graphs import export
+from pruning_bench.graphs import export, tensor_names
 from pruning_bench.levels import Bits
 from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.clipping import clip_weight
@@ -20,7 +20,7 @@ from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import write_values
 from pruning_bench.quantization.observers import OBSERVERS, Observer, ObserverName, weight_range
-from pruning_bench.quantization.points import Points, find_points, runnable
+from pruning_bench.quantization.points import Points, check_writes, find_points, runnable
 
 WeightObserverName = Literal["minmax", "mse"]
 LARGEST_BIAS_CODE = 2.0**30  # leaves the other half of int32 to the sum of products
@@ -96,8 +96,9 @@ def choose_activations(
     """The unsigned asymmetric affine of every point, by what its value is over the calibration batches.
 
     Raises:
-        ModelError: as `observe`.
+        ModelError: as `observe`, and as `check_writes`.
     """
+    check_writes(prepared.program)
     seen = observe(prepared.program, prepared.points, calibration, who, observer)
     return {name: range_.affine(bits, symmetric=False, who=who) for name, range_ in seen.items()}
 
@@ -156,11 +157,13 @@ def fit_biases(
 
     Such channels have weights that are tiny beside their bias (a batch norm switched them off): little is lost.
     """
-    fitted, points, parameters = dict(weights), prepared.points, prepared.parameters
+    fitted, points, names = dict(weights), prepared.points, tensor_names(prepared.program)
+    held = {**prepared.parameters, **dict(prepared.folded.named_buffers(remove_duplicate=False))}
     for node in prepared.program.graph.nodes:
         weight = points.layers.get(node.name)
         x = points.name_at(node.args[0].name) if weight else None
-        bias = parameters.get(points.biases.get(node.name, ""))
+        read = node.args[2] if weight and len(node.args) > 2 else None
+        bias = held.get(names.get(read.name, "")) if isinstance(read, fx.Node) else None
         if weight is None or x is None or bias is None:
             continue
         affine = fitted[weight]

@@ -26,9 +26,11 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from pruning_bench.graphs import input_nodes, operator, output_nodes, readable_names, tensor_names
+from pruning_bench.errors import ModelError
+from pruning_bench.graphs import input_nodes, operator, output_nodes, place, readable_names, tensor_names
 from pruning_bench.quantization.fold import LAYERS
 
+WHO = "quantization"
 ADDS = frozenset({"aten.add", "aten.add_"})
 POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.avg_pool1d", "aten.avg_pool2d"})
 FLOAT_READERS = frozenset({"aten.layer_norm", "aten.rms_norm", "aten.softmax", "aten._softmax", "aten._safe_softmax"})
@@ -36,23 +38,12 @@ EMBEDDINGS = frozenset({"aten.embedding", "aten.embedding_bag"})
 RELUS = frozenset({"aten.relu", "aten.relu_"})
 CLAMPS = {"aten.hardtanh": (-1.0, 1.0), "aten.hardtanh_": (-1.0, 1.0), "aten.clamp": (None, None)}  # their own ends
 CLAMPS |= {"aten.clamp_": (None, None), "aten.relu6": (0.0, 6.0), "aten.relu6_": (0.0, 6.0)}
-CARRIES = RELUS | {
-    "aten.max_pool1d",
-    "aten.max_pool2d",
-    "aten.flatten",
-    "aten.view",
-    "aten.reshape",
-    "aten.squeeze",
-    "aten.unsqueeze",
-    "aten.permute",
-    "aten.transpose",
-    "aten.dropout",
-    "aten.dropout_",
-    "aten.feature_dropout",
-    "aten.clone",
-    "aten.contiguous",
-}
+SHAPES = frozenset({"aten.view", "aten.reshape", "aten.flatten", "aten.squeeze", "aten.unsqueeze"})
+MOVES = frozenset({"aten.max_pool1d", "aten.max_pool2d", "aten.permute", "aten.transpose", "aten.clone"})
+CARRIES = RELUS | SHAPES | MOVES | {"aten.contiguous", "aten.dropout", "aten.dropout_", "aten.feature_dropout"}
 PARTS = frozenset({"aten.alias", "aten.slice", "aten.select", "aten.expand"})
+SEVERAL = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.unbind", "getitem"})
+ALIASES = PARTS | SHAPES | SEVERAL | {"aten.permute", "aten.transpose"}  # they may give a part of what they read
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,8 @@ def find_points(program: ExportedProgram) -> Points:
         {'linear': '0.weight', 'linear_1': '2.weight'}
     """
     tensors, names = tensor_names(program), readable_names(program)
-    layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, tensors))}
+    parameters = {node: name for node, name in tensors.items() if name in program.graph_signature.parameters}
+    layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, parameters))}
     users = [
         node for node in program.graph.nodes if node in layers or _is_add(node, tensors) or operator(node) in POOLS
     ]
@@ -116,7 +108,8 @@ def find_points(program: ExportedProgram) -> Points:
             producers[clamp.name], tops[clamp.name] = node.name, top
     for node in users:
         for value in _reads(node, node in layers):
-            placed.setdefault(_source(value, placed), names[_source(value, placed)])
+            if not _is_constant(source := _source(value, placed), tensors):
+                placed.setdefault(source, names[source])
     order = [node for node in program.graph.nodes if node in placed]
     carriers = [node for node in program.graph.nodes if _carries(node) and node not in placed]
     return Points(
@@ -124,7 +117,7 @@ def find_points(program: ExportedProgram) -> Points:
         producers=producers,
         carried={node.name: source.name for node in carriers if (source := _source(node, placed)) in placed},
         layers={node.name: weight for node, weight in layers.items()},
-        biases={node.name: bias for node in layers if (bias := _bias_of(node, tensors))},
+        biases={node.name: bias for node in layers if (bias := _bias_of(node, parameters))},
         tops=tops,
     )
 
@@ -137,6 +130,24 @@ def summed(program: ExportedProgram, points: Points) -> set[str]:
             alone = (value for value in node.args if value.name in points.layers and list(value.users) == [node])
             found |= {points.name_at(value.name) for value in [next(alone, None)] if value is not None}
     return {name for name in found if name is not None}
+
+
+def check_writes(program: ExportedProgram) -> None:
+    """Refuses operators that change a view of a value which others read: a quantizer behind it would cut them off.
+
+    Raises:
+        ModelError: there is one, such as `y.view(-1).relu_()` before `conv(y)`.
+    """
+    order = {node: at for at, node in enumerate(program.graph.nodes)}
+    for node in program.graph.nodes:
+        base = node.args[0] if operator(node).endswith("_") and node.args else None
+        seen = {node}
+        while isinstance(base, Node) and operator(base) in ALIASES and base.all_input_nodes:
+            seen.add(base)
+            base = base.all_input_nodes[0]
+        if isinstance(base, Node) and len(seen) > 1 and any(order[user] > order[node] for user in base.users):
+            found = f"{operator(node)} on a view, which changes what others read of the whole"
+            raise ModelError(WHO, found, f"{operator(node).rstrip('_')}, whose result they read", place(node))
 
 
 def runnable(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Node]]:
@@ -154,23 +165,28 @@ def runnable(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Node]]
     return module, {old.name: new for old, new in zip(before, after, strict=True)}
 
 
-def _weight_of(node: Node, tensors: Mapping[str, str]) -> str | None:
-    """Parameter name of a layer's weight; None for other nodes, and for weights computed on the way."""
+def _weight_of(node: Node, parameters: Mapping[str, str]) -> str | None:
+    """Parameter name of a layer's weight; None for other nodes, and for weights that are buffers or computed."""
     if operator(node) not in LAYERS or not isinstance(node.args[1], Node):
         return None
-    return tensors.get(node.args[1].name)
+    return parameters.get(node.args[1].name)
 
 
-def _bias_of(node: Node, tensors: Mapping[str, str]) -> str | None:
+def _bias_of(node: Node, parameters: Mapping[str, str]) -> str | None:
     """The same of a layer's bias; None without one."""
     bias = node.args[2] if len(node.args) > 2 else None
-    return tensors.get(bias.name) if isinstance(bias, Node) else None
+    return parameters.get(bias.name) if isinstance(bias, Node) else None
 
 
 def _is_add(node: Node, tensors: Mapping[str, str]) -> bool:
     """Is it the plain addition of two computed float tensors, among operators that run on integers?"""
-    plain = operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
-    return plain and not _among_floats(node) and not any(_is_constant(value, tensors) for value in node.all_input_nodes)
+    constant = any(_is_constant(value, tensors) for value in node.all_input_nodes)
+    return is_sum(node) and not _among_floats(node) and not constant
+
+
+def is_sum(node: Node) -> bool:
+    """Does it add two float tensors, neither of them multiplied by a number first?"""
+    return operator(node) in ADDS and not node.kwargs and len(node.args) == 2 and all(map(_is_float, node.args))
 
 
 def _is_constant(node: Node, tensors: Mapping[str, str]) -> bool:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pruning_bench.errors import PlanError
 from pruning_bench.quantization.affine import affine_of, quantize
-from pruning_bench.quantization.blocked import block_of
 from pruning_bench.quantization.contract import Affine, Coding, QuantPlan
 from pruning_bench.quantization.integer import FloatLayer, bias_affine, bias_codes
 from pruning_bench.quantization.lower import Site, lower
+from pruning_bench.quantization.pooling import PlainAverage, Pooling
 
 OPSET = 21
 SHIFT = 128  # from int8 to uint8
@@ -59,7 +59,7 @@ class Qdq:
         """A float operator with dequantized weight and bias."""
         assert site.weight is not None
         assert site.weight_coding is not None
-        if site.alone and block_of(site.weight, site.weight_coding) is None:  # no kernel: made float once, not each run
+        if site.alone and site.block is None:  # no kernel: made float once, not each run
             return FloatLayer(site.function, site.weight, site.weight_coding, site.bias, site.arguments), False
         affine = affine_of(site.weight_coding, site.name, WHO)
         if site.dynamic:
@@ -77,6 +77,13 @@ class Qdq:
     def pool(self, site: Site, dims: int) -> tuple[nn.Module, bool] | None:
         """A node that has an integer kernel."""
         return GlobalAveragePool(), False
+
+    def average(self, site: Site, pooling: Pooling) -> tuple[nn.Module, bool] | None:
+        """The float operator as it is, where all runtimes compute it alike."""
+        coding, padded = site.inputs[0], pooling.counts_padding and any(pooling.padding)
+        codes_pad = padded and isinstance(coding, Affine) and int(coding.zero_point) != 0
+        alike = not (codes_pad or pooling.hangs_over or pooling.divisor is not None)
+        return None if alike else (PlainAverage(pooling), False)
 
     def value(self, coding: Coding, name: str) -> nn.Module:
         """A pair of q and dq nodes."""
@@ -199,7 +206,10 @@ class DynamicLinear(nn.Module):
 
 
 class WeightOnlyLinear(nn.Module):
-    """A linear layer in float whose weight is read as codes: DequantizeLinear per channel or block, MatMul, Add."""
+    """A linear layer in float whose weight is read as codes: DequantizeLinear per channel or block, MatMul, Add.
+
+    Rows are multiplied as [1, rows, in]: of two dimensions onnxruntime makes a Gemm, which has no kernel for codes.
+    """
 
     scale: Tensor
     bias: Tensor | None
@@ -216,8 +226,9 @@ class WeightOnlyLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], float32."""
         weight = _node("DequantizeLinear", (getattr(self, self.name), self.scale), torch.float32, self.attributes)
-        y = torch.matmul(x, weight)
-        return y if self.bias is None else y + self.bias
+        y = torch.matmul(x[None] if x.dim() == 2 else x, weight)
+        y = y if self.bias is None else y + self.bias
+        return y.squeeze(0) if x.dim() == 2 else y
 
 
 class GlobalAveragePool(nn.Module):

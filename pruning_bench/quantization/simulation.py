@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from pruning_bench.errors import PlanError
 from pruning_bench.quantization.affine import affine_of
-from pruning_bench.quantization.blocked import BlockedLinear, block_of
+from pruning_bench.quantization.blocked import BlockedLinear
 from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantPlan
 from pruning_bench.quantization.dynamic import DynamicLinear
 from pruning_bench.quantization.float8 import FakeFloat8
 from pruning_bench.quantization.integer import FakeQuantize, FloatLayer, IntegerAdd, IntegerLayer, IntegerMean, Rounding
 from pruning_bench.quantization.lower import INTEGER, WHO, Rule, Site, lower
+from pruning_bench.quantization.pooling import Pooling
 
 
 def simulate(
@@ -73,9 +74,8 @@ class Simulation:
                 )
             examples = site.examples if self.singly else None
             return DynamicLinear(site.weight, affine_of(coding, site.name), site.bias, examples), False
-        block = block_of(site.weight, coding) if site.alone and Rule.BLOCKED_INPUTS in self.rules else None
-        if block is not None:
-            return BlockedLinear(site.weight, affine_of(coding, site.name), site.bias, block), False
+        if site.block is not None and Rule.BLOCKED_INPUTS in self.rules:
+            return BlockedLinear(site.weight, affine_of(coding, site.name), site.bias, site.block), False
         if not isinstance(x, Affine) or not isinstance(coding, Affine) or Rule.INTEGER_SUMS not in self.rules:
             return FloatLayer(site.function, site.weight, coding, site.bias, site.arguments), False
         common = (site.function, site.weight, coding, site.bias, site.arguments)
@@ -97,6 +97,10 @@ class Simulation:
         if not isinstance(x, Affine) or y is None or site.relu:
             return None
         return IntegerMean(x, y, dims), True
+
+    def average(self, site: Site, pooling: Pooling) -> tuple[nn.Module, bool] | None:
+        """The float operator as it is."""
+        return None
 
     def value(self, coding: Coding, name: str) -> nn.Module:
         """A float value rounded to its grid."""

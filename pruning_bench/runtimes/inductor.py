@@ -25,7 +25,7 @@ from torch import Tensor, fx
 
 from pruning_bench.errors import ModelError, one_line
 from pruning_bench.graphs import operator
-from pruning_bench.quantization.lower import POINTS, QUANTIZED
+from pruning_bench.quantization.places import layer_at
 from pruning_bench.runtimes import onednn
 from pruning_bench.runtimes.contract import Kernel
 from pruning_bench.runtimes.kernels import multiplies
@@ -211,10 +211,8 @@ def _layer(node: fx.Node, names: Mapping[int, str]) -> str:
 
 
 def _without_prefix(path: str) -> str:
-    for prefix in (QUANTIZED, POINTS):
-        if path.startswith(f"{prefix}."):
-            return path.removeprefix(f"{prefix}.").rpartition(".")[0]  # without the operator
-    return path
+    layer = layer_at(path)
+    return path if layer is None else layer
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
-from pruning_bench.quantization.lower import POINTS, QUANTIZED
+from pruning_bench.quantization.places import layer_at
 from pruning_bench.quantization.qdq import NIBBLES, OPSET, to_qdq
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def _layer(node: Any) -> str:
     if node.op_type == "Relu" and node.inputs[0].producer() is not None:
         return _layer(node.inputs[0].producer())
     scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-    for prefix in (QUANTIZED, POINTS):
-        if len(scopes) > 1 and scopes[1].startswith(f"{prefix}."):
-            return scopes[1].removeprefix(f"{prefix}.").rpartition(".")[0]  # without the operator
+    if len(scopes) > 1 and (layer := layer_at(scopes[1])) is not None:
+        return layer
     return scopes[-2] if len(scopes) > 1 else ""

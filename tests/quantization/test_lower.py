@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import example
 from pruning_bench.errors import PlanError
-from pruning_bench.quantization import integer, lower, points
+from pruning_bench.quantization import integer, lower, places, points
 from pruning_bench.quantization.affine import choose_affine, dequantize, fake_quantize, quantize
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
@@ -351,7 +351,7 @@ def test_only_clamps_that_the_grid_does_not_imply_are_left(span: float, left: in
         graph = lower.lower(plan, model, (x[:1],), form).graph
         clamps = [node for node in graph.nodes if points.top_of(node) is not None]
         assert len(clamps) == left, f"{form}: {len(clamps)} clamps in the graph, should be {left}"
-    rounded = [node for node in graph.nodes if str(node.target).startswith(lower.POINTS)]
-    behind = [str(clamp.all_input_nodes[0].target).startswith(lower.POINTS) for clamp in clamps]
+    rounded = [node for node in graph.nodes if str(node.target).startswith(places.POINTS)]
+    behind = [str(clamp.all_input_nodes[0].target).startswith(places.POINTS) for clamp in clamps]
     assert all(behind), f"{behind}: a clamp that is left reads what is not rounded, so no integer kernel is found"
     assert len(rounded) == 5 + left, f"{len(rounded)} q/dq pairs, should be {5 + left}"

@@ -22,6 +22,7 @@ from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule
 from pruning_bench.quantization.methods.static import Static
+from pruning_bench.quantization.places import QUANTIZED, path_of
 from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes import compiled, inductor, onednn
 from pruning_bench.runtimes.compiled import Compiled
@@ -333,7 +334,7 @@ def test_what_only_moves_values_is_not_listed() -> None:
     viewed = graph.call_function(torch.ops.aten.reshape.default, (x, [6]))
     viewed.meta["val"] = torch.zeros(6)
     done = graph.call_function(torch.ops.aten.relu.default, (viewed,))
-    done.meta["nn_module_stack"] = {"a": ("_quantized.head.relu", "ReLU")}
+    done.meta["nn_module_stack"] = {"a": (path_of(QUANTIZED, "head.relu"), "ReLU")}
     assert inductor.list_kernels(graph, {}) == [Kernel("head", "aten.relu", "float32")]
 
 

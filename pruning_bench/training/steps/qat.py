@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pruning_bench.errors import LevelError
 from pruning_bench.levels import Bits, both_bits_of
 from pruning_bench.quantization.contract import Affine, QuantPlan
-from pruning_bench.quantization.learned import POINTS, WEIGHTS, Trainable, point_means, trainable, weight_means
+from pruning_bench.quantization.learned import WEIGHTS, Trainable, point_means, trainable, weight_means
+from pruning_bench.quantization.places import POINTS
 from pruning_bench.quantization.plans import Prepared, choose_activations, choose_weight, fit_biases, prepare
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
