@@ -1,7 +1,7 @@
 """Baselines: what cases measured when somebody accepted it; files made to be reviewed as a diff.
 
 A folder holds `portable.jsonl` (rules exact and paired) and, for each environment, `times-<key>.jsonl` (speed,
-canary and machine). Each is a header line and one sorted line per case and metric.
+canary and machine). Each is a header line, which counts the others, and one sorted line per case and metric.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pruning_bench.errors import RecordError
 from pruning_bench.judging import vectors
@@ -22,6 +22,7 @@ from pruning_bench.records import SCHEMA, Better, Environment, Rule, is_number, 
 PORTABLE: tuple[Rule, ...] = ("exact", "paired")
 TIMED: tuple[Rule, ...] = ("speed", "canary", "machine")
 ABSOLUTE: tuple[Rule, ...] = ("canary", "machine")  # of several processes the best counts: a busy machine only slows
+Scope = Literal["portable", "times", "all"]
 PORTABLE_FILE = "portable.jsonl"
 WHO = "baseline"
 TINY = 1e-12  # no time in seconds and no ratio of times is smaller, or larger than its inverse
@@ -125,7 +126,8 @@ def read_baseline(folder: Path) -> Baseline:
     """All baselines of a folder; one that is not there is empty.
 
     Raises:
-        RecordError: a truncated, foreign or damaged file, two lines for one case and metric; with `file:line`.
+        RecordError: a truncated, foreign or damaged file, two lines for one case and metric, more or fewer lines than
+            the header says; with `file:line`.
     """
     portable: Lines = {}
     if (path := folder / PORTABLE_FILE).exists():
@@ -143,12 +145,12 @@ def read_baseline(folder: Path) -> Baseline:
     return Baseline(portable, times)
 
 
-def write_baseline(baseline: Baseline, folder: Path) -> list[Path]:
-    """Writes what differs from the files there, each atomically; returns the paths written."""
-    texts = {PORTABLE_FILE: _text({"scope": "portable"}, baseline.portable)} if baseline.portable else {}
-    if not baseline.portable and (folder / PORTABLE_FILE).exists():
-        texts[PORTABLE_FILE] = _text({"scope": "portable"}, {})
-    for key, times in baseline.times.items():
+def write_baseline(baseline: Baseline, folder: Path, scope: Scope = "all") -> list[Path]:
+    """Writes what differs from the files of that scope there, each atomically; returns the paths written."""
+    texts = {}
+    if scope != "times" and (baseline.portable or (folder / PORTABLE_FILE).exists()):
+        texts[PORTABLE_FILE] = _text({"scope": "portable"}, baseline.portable)
+    for key, times in baseline.times.items() if scope != "portable" else ():
         texts[times_file(key)] = _text({"scope": "times", "must_match": dict(times.must_match)}, times.lines)
     written = []
     for name, text in texts.items():
@@ -175,7 +177,8 @@ def by_key(lines: Iterable[BaselineLine]) -> dict[tuple[str, str], BaselineLine]
 
 
 def _text(header: Mapping[str, Any], lines: Lines) -> str:
-    first = json.dumps({"schema": SCHEMA, "kind": WHO, **header}, sort_keys=True, ensure_ascii=False)
+    count = len(lines)  # tells a file that was cut between two lines
+    first = json.dumps({"schema": SCHEMA, "kind": WHO, "lines": count, **header}, sort_keys=True, ensure_ascii=False)
     return "\n".join([first, *map(_to_line, by_key(lines.values()).values())]) + "\n"
 
 
@@ -196,6 +199,10 @@ def _read_file(path: Path, rules: tuple[Rule, ...]) -> tuple[dict[str, Any], Lin
         if line.key in lines:
             raise RecordError(WHO, f"{line.metric} of {line.case_id} twice", "there once", f"{path}:{number}")
         lines[line.key] = line
+    count, found = rows[0][1].get("lines", len(lines)), len(lines)  # files of before there was a count do not say
+    if count != found:
+        expected = f'{count!r} as the first line says: restore the file, or after a merge write "lines": {found} there'
+        raise RecordError(WHO, f"{found} lines", expected, f"{path}:1")
     return rows[0][1], lines
 
 

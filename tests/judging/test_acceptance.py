@@ -134,6 +134,17 @@ def test_cases_that_left_the_grid_leave_their_profile_and_no_other(kept, profile
         assert found == expected, f"{key} of {line.profiles}: now {found}, should be {expected}"
 
 
+def test_what_came_while_cases_were_measured_is_never_dropped():
+    other = accept(Baseline(), make_run(("m-d/new:1/eager",), run_id="r2"), reason="meanwhile")
+    times = {HERE.key: Times(HERE.must_match, {**FULL.times[HERE.key].lines, **other.times[HERE.key].lines})}
+    meanwhile = Baseline({**FULL.portable, **other.portable}, times)
+    after = accept(meanwhile, make_run(CASES[:2]), reason="mine", known=FULL)
+    lost = {key[1] for key in lines_of(meanwhile).keys() - lines_of(after).keys()}
+    assert lost == {CASES[2]}, f"{lost} left, should be what this run's grid no longer yields"
+    without = accept(meanwhile, make_run(CASES[:2]), reason="mine")
+    assert "m-d/new:1/eager" not in {key[1] for key in lines_of(without)}, "the test cannot fail"
+
+
 def test_only_never_drops_a_case():
     after = accept(FULL, make_run(CASES[:1]), reason="one", only=[CASES[0]])
     assert lines_of(after).keys() == lines_of(FULL).keys(), "a line was lost"
