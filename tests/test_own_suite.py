@@ -455,3 +455,26 @@ def test_a_pretrained_encoder_of_sentences(own: Own) -> None:
     assert scores["dynamic:w8a8"] > 0.98, f"{scores}"
     assert scores["dynamic:w8a8"] > scores["static:w8a8"] > scores["magnitude:0.5"], f"{scores}"
     assert all(rows[recipe]["simulation_agreement"] > 0.9999 for recipe in ("static:w8a8", "dynamic:w8a8")), f"{rows}"
+
+
+@pytest.mark.parametrize("option", ["--pb-results", "--pb-data", "--pb-checkpoints"])
+def test_a_folder_elsewhere_that_would_move_the_root_is_refused(own: Own, tmp_path: Path, option: str) -> None:
+    own.conftest(ENCODER)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (own.pytester.path / "within").mkdir()
+    result = own.run(option, str(folder), "--collect-only")
+    found = " ".join(result.stderr.str().split())
+    assert f"{option}: '{folder}' as a word of its own, should be {option}={folder} [" in found, found
+    assert len(result.errlines) < 3, f"{result.errlines}"
+    for words in ([f"--pb-results={folder}"], ["--pb-results", str(tmp_path / "new")], ["--pb-results", "within"]):
+        result = own.run(*words, "--collect-only", "-q")
+        assert result.ret == 0, f"{words}: {result.stdout.str()}{result.stderr.str()}"
+
+
+def test_without_pytest_benchmark_one_line_says_so(own: Own) -> None:
+    own.conftest(ENCODER)
+    result = own.run("-p", "no:benchmark", "--collect-only")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, f"{result.ret}"
+    assert "no pytest-benchmark (-p no:benchmark?), should be there" in result.stderr.str(), result.stderr.str()
+    assert len(result.errlines) < 3, f"{result.errlines}"
