@@ -23,6 +23,7 @@ from pruning_bench.judging.baseline import (
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
+from pruning_bench.judging.scores import margin_of
 from pruning_bench.records import CaseStatus, Measurement, Run, merge
 
 Gone = set[BaselineLine]
@@ -136,6 +137,7 @@ def _line(m: Measurement, run: Run, reason: str, case: CaseStatus | None, policy
     )
     if m.rule == "paired":
         vectors.unpack(m.vector, f"{m.metric} of {m.case_id}")
+        return replace(line, margin=margin_of(m) or 0.0)
     if m.rule in ABSOLUTE:
         return replace(line, value=_short(m.value))
     if m.rule != "speed":

@@ -37,6 +37,7 @@ class BaselineLine:
         case_id, metric, unit, better, rule, fingerprint, vector: as in `Measurement`.
         value: the number; for rule "speed" exp of the mean log ratio over processes.
         spread, within, processes: for rule "speed", in log ratios: see `processes.Processes`.
+        margin: of a score, what it was accepted with, in `unit`; 0 where there is none, or it was not kept yet.
         trains: the case's recipe trains, so that the seed is the unit of its accuracy.
         profiles: the profiles that yield the case, sorted.
         reason, run: why and from which run it was accepted.
@@ -52,6 +53,7 @@ class BaselineLine:
     spread: float = 0.0
     within: float = 0.0
     processes: int = 0
+    margin: float = 0.0
     vector: str = ""
     trains: bool = False
     profiles: tuple[str, ...] = ()
@@ -215,7 +217,8 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
         raise RecordError(WHO, f"unknown field {unknown[0]!r}", f"one of {', '.join(names)}", where)
     try:
         line = BaselineLine(**{**row, "profiles": tuple(row.get("profiles", ()))})
-        numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes) if is_number(x)]
+        given = (line.value, line.spread, line.within, line.processes, line.margin)
+        numbers = [float(x) for x in given if is_number(x)]
     except (TypeError, ValueError, OverflowError) as problem:
         raise RecordError(WHO, str(problem), "a line of a baseline", where) from None
     if wrong := next((n for n in _TEXT if not isinstance(getattr(line, n), str)), None):
@@ -227,9 +230,9 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
     if line.rule not in rules or line.better not in get_args(Better):
         found = f"rule {line.rule!r}, better {line.better!r}"
         raise RecordError(WHO, found, f"rule {' or '.join(rules)}, better {' or '.join(get_args(Better))}", where)
-    if len(numbers) < 4 or not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
-        found = f"value {line.value!r}, spread {line.spread!r}, within {line.within!r}"
-        raise RecordError(WHO, found, "finite numbers, spread and within not negative", where)
+    if len(numbers) < len(given) or not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
+        found = f"value {line.value!r}, spread {line.spread!r}, within {line.within!r}, margin {line.margin!r}"
+        raise RecordError(WHO, found, "finite numbers, all but the value not negative", where)
     if line.vector:
         vectors.check_mean(vectors.unpack(line.vector, where), line.value, line.better, WHO, where)
     check_time(line, where)

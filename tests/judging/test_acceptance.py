@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import accept
 from pruning_bench.judging.baseline import Baseline, BaselineLine, Times, by_key
-from pruning_bench.judging.vectors import pack
+from pruning_bench.judging.vectors import pack, pack_scores
 from pruning_bench.records import CaseStatus, Environment, Measurement, Run
 
 HERE = Environment({"cpu": "A"})
@@ -168,6 +168,17 @@ def test_what_was_left_out_keeps_its_lines():
     states = (CaseStatus(CASES[0], "ran"), CaseStatus(CASES[1], "deselected"), CaseStatus(CASES[2], "not_run"))
     part = replace(make_run(CASES[:1]), cases=states)
     assert lines_of(accept(FULL, part, reason="part")).keys() == lines_of(FULL).keys(), "a line was lost"
+
+
+def test_the_margin_of_a_score_is_accepted_with_it():
+    scored = Measurement(CASES[0], "psnr", 1.5, "dB", "higher", "paired", vector=pack_scores([1.0, 2.0]))
+    plain = replace(RUN, cases=(CaseStatus(CASES[0], "ran"),))
+    before = accept(Baseline(), replace(plain, measurements=(scored,)), reason="of before margins were kept")
+    assert before.portable[CASES[0], "psnr"].margin == 0, f"{before}"
+    run = replace(plain, measurements=(replace(scored, detail={"margin": 0.25}),))
+    after = accept(before, run, reason="with its margin")
+    line = after.portable[CASES[0], "psnr"]
+    assert (line.margin, line.reason) == (0.25, "with its margin"), f"{line}"
 
 
 def test_accepting_the_same_again_changes_nothing():

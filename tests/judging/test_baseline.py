@@ -130,6 +130,8 @@ TIMED = (
         pytest.param(GOOD.replace("}", ', "profiles": "ci"}'), "profiles 'ci'", id="one profile for a list"),
         pytest.param(GOOD.replace("}", ', "profiles": 3}'), "int", id="number for a list"),
         pytest.param(GOOD.replace("}", ', "trains": "no"}'), "trains 'no'", id="text for a truth"),
+        pytest.param(GOOD.replace("}", ', "margin": -0.1}'), "margin -0.1", id="negative margin"),
+        pytest.param(GOOD.replace("}", ', "margin": "wide"}'), "margin 'wide'", id="text for a margin"),
         pytest.param(GOOD + "\n" + GOOD, "twice", id="duplicate"),
     ],
 )
