@@ -239,6 +239,7 @@ def theirs():
 DATA = '{"test": ((x[:30],), y[:30]), "calibration": ((x[30:],), None)}'
 SQUEEZING = "type('Net', (nn.Linear,), {'forward': lambda m, x: nn.Linear.forward(m, x).squeeze()})(6, 3)"
 DIVIDED = "[m := net(), m[0].weight.data.fill_(float('{}'))][0]"
+LATE, NAN = "[t := {}[:30].clone(), t[20:21].fill_({})][0]", "float('nan')"
 SCORE = "\n@score(unit='px', better='lower')\ndef off(outputs, targets):\n    return {body}\n"
 
 
@@ -272,6 +273,11 @@ def repository(model: str = "net()", data: str = DATA, score: str | None = None)
         (repository(data=DATA.replace("y[:30]", "None")), "theirs: test: no targets"),
         (repository(data=DATA.replace("y[:30]", "y[:30].float()")), "class numbers, torch.int64 [[]30]"),
         (repository(data=DATA.replace("y[:30]", "y[:30] + 9")), "in [[]0, 3)"),
+        (repository(data=DATA.replace("y[:30]", LATE.format("y", 3))), "theirs: test: target 3 of example 20, should"),
+        (repository(data=DATA.replace("y[:30]", LATE.format("y", -1))), "test: target -1 of example 20, should be"),
+        (repository(data=DATA.replace("x[:30]", LATE.format("x", NAN))), "theirs: test: input 0 of example 20 NaN or"),
+        (repository(model="__import__('sys').exit('no file')"), "mine() raises SystemExit: no file, should be"),
+        (repository(data="__import__('sys').exit(3)"), "theirs() raises SystemExit: 3, should be its result"),
         (repository(score="outputs"), "score off: torch.float32 [[]8, 3], should be one float an example"),
         (repository(score="outputs.sum(1) / 0"), "score off: 8 of 8 scores NaN or infinite"),
         (repository(score="outputs @ targets"), "score off: it raises RuntimeError"),
