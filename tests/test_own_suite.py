@@ -217,6 +217,9 @@ def test_commands_know_the_conftest(own: Own, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert re.search(r"cosine_agreement +1 +0\.99\d+", said), said
     assert "64 test examples" in said, said
+    assert own.command("compress", "encoder", "dynamic:w8a8", "-o", "other.safetensors", "--data", "nowhere") == 2
+    said = capsys.readouterr().err
+    assert "--data nowhere, should be left out: " in said, said
 
 
 BASE = """
