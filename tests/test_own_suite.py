@@ -306,6 +306,7 @@ def test_bad_definitions_are_usage_errors(own: Own, text: str, says: str) -> Non
     [
         ('modle = "a:b"', "key 'modle', should be 'model'"),
         ('model = "nowhere.at_all:b"', "model: 'nowhere.at_all' (ModuleNotFoundError"),
+        ('model = "exiting:b"', "model: 'exiting' (SystemExit: no weights), should be a module"),
         ('model = "json:lods"', "model: 'json:lods', no such name"),
         ('model = "json"', "model: 'json', should be module:function"),
         ('data = "json:loads"\nscore = "json:loads"', "score: 'json:loads' of type function, should be made by @score"),
@@ -320,6 +321,8 @@ def test_bad_definitions_are_usage_errors(own: Own, text: str, says: str) -> Non
 def test_a_bad_table_is_a_usage_error(own: Own, table: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     (own.pytester.path / "pyproject.toml").write_text(f"[tool.pruning_bench]\n{table}\n")
     own.conftest(repository())
+    own.pytester.makepyfile(exiting="import sys\nsys.exit('no weights')")
+    own.pytester.syspathinsert()
     result = own.run(*UNTIMED)
     said = "\n".join([*result.outlines, *result.errlines])
     assert result.ret == 4, said
