@@ -9,13 +9,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pruning_bench.errors import RecordError
-from pruning_bench.judging.acceptance import Scope, refuse_run
 from pruning_bench.judging.acceptance import accept as merged
+from pruning_bench.judging.acceptance import refuse_run
 from pruning_bench.judging.baseline import (
     ABSOLUTE,
     PORTABLE,
     TIMED,
     BaselineLine,
+    Scope,
     differences,
     read_baseline,
     write_baseline,
@@ -43,7 +44,8 @@ def accept(
     """Changes the baselines by a recorded run; returns what was written, in one line.
 
     A run times each case in one process; a baseline needs the spread between processes, so that the cases are measured
-    again, here and now, in `Policy.min_processes` fresh ones. Baselines are only touched when everything is there.
+    again, here and now, in `Policy.min_processes` fresh ones. Baselines are only touched when everything is there: they
+    are read once more then, since that takes minutes, and what others wrote meanwhile stays.
 
     Args:
         only, scope: see `judging.acceptance.accept`.
@@ -59,8 +61,8 @@ def accept(
         merged(before, run, reason=reason, only=only, scope="portable")  # what is unfit is refused before the long part
     if scope != "portable":
         run = _with_process_samples(run, only, data, checkpoints)
-    after = merged(before, run, reason=reason, only=only, scope=scope)
-    names = ", ".join(path.name for path in write_baseline(after, folder))
+    after = merged(read_baseline(folder), run, reason=reason, only=only, scope=scope, known=before)
+    names = ", ".join(path.name for path in write_baseline(after, folder, scope))
     said = f"accepted {run.id} into {folder}: {names or 'nothing changed'}; review it with git diff"
     measured = {m.case_id for m in run.measurements if m.rule == "speed" and scope != "portable"}
     speeds = [line for line in after.own_times(run.environment).values() if line.rule == "speed"]

@@ -8,6 +8,7 @@ Exit statuses: 0, 1 a failing verdict, 2 bad input, 6 a run that was not fit to 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pruning_bench.commands import DATASET, KINDS
 from pruning_bench.errors import PruningBenchError, one_line
 
 BAD_INPUT = 2
+READER_GONE = 128 + 13  # as a shell calls the end by SIGPIPE
 RUNTIME = "onnxruntime"  # where quantized models run as such
 
 
@@ -26,10 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         chosen = _parser("train" in words[:1]).parse_args(words)
-        return int(chosen.run(chosen))
+        status = int(chosen.run(chosen))
+        sys.stdout.flush()  # a reader that went away is met here, and not when Python ends
+        return status
     except PruningBenchError as problem:
         print(f"pruning-bench: {problem}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written has no reader
+        return READER_GONE
     except OSError as problem:
         print(f"pruning-bench: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT

@@ -69,11 +69,15 @@ def _dense(bench: Any, model: str, dataset: str | None) -> tuple[Any, dict[str, 
     from pruning_bench.cases import Case, ready_pairs
     from pruning_bench.models.checkpoints import load_checkpoint, read_card
     from pruning_bench.own import own_pairs
+    from pruning_bench.registry import DATASETS
 
     own = own_pairs([model])
     if own or (not _is_path(model) and (own := ready_pairs([model]))):
         case = Case(*own[0], "dense", "eager")
         _check_dataset(dataset, case.dataset, "which its examples are", model)
+        if bench.folder is not None and DATASETS[case.dataset].own:
+            expected = f"left out: {case.dataset}() gives the examples"
+            raise PruningBenchError("compress", f"--data {bench.folder}", expected, model)
         return bench.dense(case), bench.card(case), file_size(bench.compressed(case))
     path = _checkpoint(model, dataset)
     card = read_card(path)

@@ -89,6 +89,8 @@ class Settings:
             return importlib.import_module(name)
         except PruningBenchError:
             raise
+        except SystemExit as problem:
+            raise self._wrong(key, f"{name!r} (SystemExit: {problem})", "a module that can be imported") from problem
         except Exception as problem:
             found = f"{name!r} ({type(problem).__name__}: {' '.join(one_line(problem).split())})"
             raise self._wrong(key, found, "a module that can be imported") from problem

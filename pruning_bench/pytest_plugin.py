@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ STATE: pytest.StashKey[Suite] = pytest.StashKey()
 FOUND: pytest.StashKey[set[str]] = pytest.StashKey()
 PROBLEM: pytest.StashKey[str] = pytest.StashKey()
 SUITE_FOLDER: pytest.StashKey[bool] = pytest.StashKey()
+FOLDERS = ("--pb-results", "--pb-data", "--pb-checkpoints")
 FAMILIES = ("quality", "footprint", "latency")
 
 
@@ -80,8 +82,24 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(
                 f"--pb-suite: {config.args[0]!r}, should be alone: choose cases by -k or --pb-model"
             )
+        _refuse_moved_root(config)
         config.args[:] = [str(config.rootpath)]
         use_suite_storage(config)
+
+
+def _refuse_moved_root(config: pytest.Config) -> None:
+    """Raises `UsageError` for a folder elsewhere, an argument of its own: pytest looks for its root there.
+
+    It does so before it knows the options of plug-ins, so that the folder is to it what tests are collected from.
+    """
+    if config.getoption("rootdir") or config.getoption("inifilename"):
+        return
+    here, words = config.invocation_params.dir.resolve(), list(map(str, config.invocation_params.args))
+    for option, word in pairwise(words):
+        path = (here / word).resolve()
+        if option in FOLDERS and path.exists() and not path.is_relative_to(here):
+            where = f"pytest took it for a folder of tests, and {config.rootpath} for its root"
+            raise pytest.UsageError(f"{option}: {word!r} as a word of its own, should be {option}={word} [{where}]")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,6 +135,9 @@ def use_suite_storage(config: pytest.Config) -> None:
     config.stash[SUITE_FOLDER] = True
     if parallel := _in_parallel(config):
         raise pytest.UsageError(str(parallel))
+    if config.getoption("benchmark_storage", None) is None:
+        expected = "there: latencies are recorded through it"
+        raise pytest.UsageError(f"pytest: no pytest-benchmark (-p no:benchmark?), should be {expected}")
     if config.getoption("benchmark_storage", None) == DEFAULT_STORAGE:
         config.option.benchmark_storage = f"file://{results_folder(config) / 'runs' / 'pytest-benchmark'}"
         if not (config.getoption("benchmark_autosave") or config.getoption("benchmark_save")):

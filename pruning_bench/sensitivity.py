@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from pruning_bench import recipe as grammar
 from pruning_bench.datasets.contract import Dataset, Examples, ReferenceDataset
 from pruning_bench.engine import Compressed, Progress, apply_plan
-from pruning_bench.errors import ModelError, PruningBenchError
+from pruning_bench.errors import DataError, ModelError, PruningBenchError
 from pruning_bench.graphs import export
 from pruning_bench.judging.sensitivity import Alone, Sensitivity
 from pruning_bench.metrics import accuracy
-from pruning_bench.models.contract import first_tensor
+from pruning_bench.models.contract import first_tensor, place_of
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.quantization.affine import fake_quantize
@@ -54,7 +54,8 @@ def measure_sensitivity(
         model: its name, for the report.
         limit: how many examples of the selection split, the first ones; None: all.
     Raises:
-        PruningBenchError: a recipe whose last step trains, casts or does nothing; a limit below 1.
+        PruningBenchError: a recipe whose last step trains, casts or does nothing; a limit below 1; a score that needs
+            targets where the selection split has none.
     """
     steps = list(grammar.parse(recipe).steps())
     if limit is not None and limit < 1:
@@ -62,6 +63,7 @@ def measure_sensitivity(
     if not steps or not callable(getattr(steps[-1].method(), "plan", None)):
         given = f"{steps[-1]}, a step that trains" if steps else "dense"
         raise PruningBenchError(WHO, given, "a method that prunes or quantizes as the last step", recipe)
+    _refuse_untargeted(definition, dataset)
     earlier = grammar.Recipe(tuple(steps[:-1]))
     base = compress_with(dense, str(earlier), dataset, seed=seed, progress=progress).float_model
     made = compress_with(base, str(steps[-1]), dataset, seed=seed, progress=progress)
@@ -87,6 +89,15 @@ def measure_sensitivity(
         progress(part, done, len(parts) + 1)
         found.append(alone(part, weights, change, build()))
     return Sensitivity(model, dataset.name, recipe, str(steps[-1]), count, name, start, whole, tuple(found))
+
+
+def _refuse_untargeted(definition: ReferenceDataset, dataset: Dataset) -> None:
+    score = definition.score
+    if score is None or score.against == "dense" or dataset.selection.targets is not None:
+        return
+    role = "calibration inputs, on which layers are compared" if definition.own else "inputs of the selection split"
+    found = f"no targets for score {score.name}"
+    raise DataError(WHO, found, f"targets beside the {role}", place_of(definition.load))
 
 
 def sqnr(signal: Tensor, outputs: Tensor) -> float:

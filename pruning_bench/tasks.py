@@ -40,6 +40,9 @@ class Task(Protocol):
     def against_simulation(self) -> str:
         """Name of the metric that says how alike a runtime's outputs and the simulation's are."""
 
+    def check_targets(self, targets: Tensor | None, outputs: Tensor, who: str, where: str) -> None:
+        """Raises `DataError` for targets, of all examples, that no outputs like those of some examples can meet."""
+
     def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
         """The quality of one case; raises `DataError`, `ModelError` or `PluginError` where it cannot be told."""
 
@@ -61,6 +64,13 @@ class Classification:
 
     due = ("top1", "top5", "loss", "calibration_error", "agreement", "flips")
     against_simulation = "agreement_simulation"
+
+    def check_targets(self, targets: Tensor | None, outputs: Tensor, who: str, where: str) -> None:
+        """Raises `DataError` for a class beyond the last one that the model tells."""
+        if targets is None or outputs.dim() != 2 or (highest := int(targets.max())) < outputs.shape[1]:
+            return
+        expected = f"in [0, {outputs.shape[1]}), as many as the model's outputs"
+        raise DataError(who, f"target {highest} of example {int(targets.argmax())}", expected, where)
 
     def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
         """Accuracies, losses, and what changed against the dense model."""
@@ -114,6 +124,9 @@ class Scored:
     def due(self) -> tuple[str, ...]:
         """The score, and how alike the dense model's outputs are."""
         return self.score.name, "similarity"
+
+    def check_targets(self, targets: Tensor | None, outputs: Tensor, who: str, where: str) -> None:
+        """Whatever the score takes."""
 
     def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
         """The mean of the scores, which stand beside it."""

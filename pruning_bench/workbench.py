@@ -20,7 +20,7 @@ from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, compress
 from pruning_bench.environment import cores
-from pruning_bench.errors import ModelError, PlanError, PruningBenchError, UnavailableError, one_line
+from pruning_bench.errors import DataError, ModelError, PlanError, PruningBenchError, UnavailableError, one_line
 from pruning_bench.fingerprints import fingerprint
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
@@ -178,20 +178,34 @@ class Workbench:
         """Refuses, before anything is measured, what the dense model, its data or their score cannot give.
 
         Raises:
-            PruningBenchError: missing or damaged; weights that are not finite; a model that does not run on its data; a
-                score that is no score.
+            PruningBenchError: missing or damaged; weights that are not finite; a model that does not run on its data;
+                test inputs that are not finite where the outputs then are not either; a class that the model does not
+                tell; a score that is no score.
         """
         test, model = self.dataset(case.dataset).test, self.dense(case)
         check_weights(model, f"model {case.model}")
         if not MODELS[case.model].own:
             return
+        who, definition = f"{case.dataset}: test", DATASETS[case.dataset]
+        where, task = place_of(definition.load), task_of(definition)
+        self._check_inputs(model, case, who, where)
         few = slice(0, OWN_EXAMPLES)
         for rows in (slice(0, 1), few):  # one is what is timed, and may be what is left for the last batch
             outputs = self._outputs(model, case, rows)
+        task.check_targets(test.targets, outputs, who, where)
         targets = None if test.targets is None else test.targets[few]
         seen = Evaluation(outputs, targets, outputs, model, self.example_inputs(case))
-        task_of(DATASETS[case.dataset]).measure(lambda *_, **__: None, seen)  # type: ignore[arg-type]
+        task.measure(lambda *_, **__: None, seen)  # type: ignore[arg-type]
         self.card(case)
+
+    def _check_inputs(self, model: nn.Module, case: Case, who: str, where: str) -> None:
+        """Raises `DataError` for test inputs that spoil outputs; those of a mask may be infinite and spoil none."""
+        for number, value in enumerate(self.dataset(case.dataset).test.arguments()):
+            wrong = ~value.reshape(len(value), -1).isfinite().all(1)
+            for row in wrong.nonzero()[:OWN_EXAMPLES].flatten().tolist():
+                if not self._outputs(model, case, slice(row, row + 1)).isfinite().all():
+                    found = f"input {number} of example {row} NaN or infinite, and so its output"
+                    raise DataError(who, found, "finite", where)
 
     def _compress(self, case: Case) -> Compressed:
         dataset, threads = self.dataset(case.dataset), cores()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from pruning_bench import accepting, environment, processes
 from pruning_bench.errors import RecordError
-from pruning_bench.judging.baseline import BaselineLine
+from pruning_bench.judging.acceptance import accept as merged
+from pruning_bench.judging.baseline import Baseline, BaselineLine, read_baseline, write_baseline
 from pruning_bench.judging.policy import Policy
-from pruning_bench.records import Environment, Measurement, Run
+from pruning_bench.records import CaseStatus, Environment, Measurement, Run, write_run
 from pruning_bench.registry import RUNTIMES
 
 HERE = Environment({"cpu": "x"})
@@ -93,3 +95,34 @@ def test_speeds_too_noisy_to_show_what_is_promised_are_named() -> None:
         found
     )
     assert accepting.too_noisy(lines[::2]) == [], "named although each shows 15 %"
+
+
+@pytest.mark.parametrize("scope", ["times", "all"])
+def test_what_others_accept_while_times_are_measured_stays(
+    scope: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = (0.5,) * 5
+
+    def run_of(name: str, case: str, size: float) -> Run:
+        times = speed(case, *ratios), Measurement(case, "anchor_latency", 1.0, "s", "lower", "canary")
+        size_of = Measurement(case, "bytes", size, "B", "lower", "exact")
+        return Run(name, "t", "smoke", HERE, (CaseStatus(case, "ran"),), (*times, size_of))
+
+    folder = tmp_path / "baselines"
+    run, other = run_of("r1", "m-d/dense/eager", 1.0), run_of("r2", "m-d/magnitude:0.5/eager", 2.0)
+    single = replace(run, measurements=(speed("m-d/dense/eager", 0.5), *run.measurements[1:]))
+    write_run(single, tmp_path / "runs" / "r1.jsonl")
+    write_baseline(merged(Baseline(), single, reason="first", scope="portable"), folder)
+
+    def meanwhile(*_: object) -> list[Measurement]:
+        theirs = merged(read_baseline(folder), other, reason="meanwhile", only=["m-d/magnitude:0.5/eager"])
+        write_baseline(theirs, folder)
+        return list(run.measurements)
+
+    monkeypatch.setattr(accepting, "_measure", meanwhile)
+    written = accepting.accept(tmp_path, "r1", reason="mine", scope=scope)
+    found = read_baseline(folder)
+    cases = {"m-d/dense/eager", "m-d/magnitude:0.5/eager"}
+    assert {case for case, _ in found.portable} == cases, f"lost of {cases}: {set(found.portable)}"
+    assert {case for case, _ in found.own_times(HERE)} == cases, f"lost of {cases}: {set(found.own_times(HERE))}"
+    assert "portable.jsonl" not in written, f"{written}, should name no file that this accept did not change"

@@ -234,6 +234,18 @@ def test_judge_needs_no_torch(tmp_path: Path) -> None:
     assert "1 NEW" in done.stdout, done.stdout
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    sizes = [Measurement(f"net-data/dense/eager-s{s}", "bytes", 10, "B", "lower", "exact") for s in range(2000)]
+    record = Run("20260101T000000-smoke", "2026-01-01", "smoke", Environment({"cpu": "x"}), (), tuple(sizes))
+    write_run(record, tmp_path / "runs" / f"{record.id}.jsonl")
+    command = [sys.executable, "-m", "pruning_bench.cli", "judge", "latest", "--results", str(tmp_path)]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    done.stdout.close()
+    error = done.communicate()[1]
+    assert (done.returncode, error) == (141, ""), f"{done.returncode}: {error}"
+
+
 def test_judge_puts_the_report_between_the_marks(tmp_path: Path) -> None:
     size = Measurement("net-data/dense/eager", "bytes", 10, "B", "lower", "exact")
     record = Run("20260101T000000-smoke", "2026-01-01", "smoke", Environment({"cpu": "x"}), (), (size,))

@@ -217,6 +217,9 @@ def test_commands_know_the_conftest(own: Own, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert re.search(r"cosine_agreement +1 +0\.99\d+", said), said
     assert "64 test examples" in said, said
+    assert own.command("compress", "encoder", "dynamic:w8a8", "-o", "other.safetensors", "--data", "nowhere") == 2
+    said = capsys.readouterr().err
+    assert "--data nowhere, should be left out: " in said, said
 
 
 BASE = """
@@ -239,6 +242,7 @@ def theirs():
 DATA = '{"test": ((x[:30],), y[:30]), "calibration": ((x[30:],), None)}'
 SQUEEZING = "type('Net', (nn.Linear,), {'forward': lambda m, x: nn.Linear.forward(m, x).squeeze()})(6, 3)"
 DIVIDED = "[m := net(), m[0].weight.data.fill_(float('{}'))][0]"
+LATE, NAN = "[t := {}[:30].clone(), t[20:21].fill_({})][0]", "float('nan')"
 SCORE = "\n@score(unit='px', better='lower')\ndef off(outputs, targets):\n    return {body}\n"
 
 
@@ -272,6 +276,11 @@ def repository(model: str = "net()", data: str = DATA, score: str | None = None)
         (repository(data=DATA.replace("y[:30]", "None")), "theirs: test: no targets"),
         (repository(data=DATA.replace("y[:30]", "y[:30].float()")), "class numbers, torch.int64 [[]30]"),
         (repository(data=DATA.replace("y[:30]", "y[:30] + 9")), "in [[]0, 3)"),
+        (repository(data=DATA.replace("y[:30]", LATE.format("y", 3))), "theirs: test: target 3 of example 20, should"),
+        (repository(data=DATA.replace("y[:30]", LATE.format("y", -1))), "test: target -1 of example 20, should be"),
+        (repository(data=DATA.replace("x[:30]", LATE.format("x", NAN))), "theirs: test: input 0 of example 20 NaN or"),
+        (repository(model="__import__('sys').exit('no file')"), "mine() raises SystemExit: no file, should be"),
+        (repository(data="__import__('sys').exit(3)"), "theirs() raises SystemExit: 3, should be its result"),
         (repository(score="outputs"), "score off: torch.float32 [[]8, 3], should be one float an example"),
         (repository(score="outputs.sum(1) / 0"), "score off: 8 of 8 scores NaN or infinite"),
         (repository(score="outputs @ targets"), "score off: it raises RuntimeError"),
@@ -297,6 +306,7 @@ def test_bad_definitions_are_usage_errors(own: Own, text: str, says: str) -> Non
     [
         ('modle = "a:b"', "key 'modle', should be 'model'"),
         ('model = "nowhere.at_all:b"', "model: 'nowhere.at_all' (ModuleNotFoundError"),
+        ('model = "exiting:b"', "model: 'exiting' (SystemExit: no weights), should be a module"),
         ('model = "json:lods"', "model: 'json:lods', no such name"),
         ('model = "json"', "model: 'json', should be module:function"),
         ('data = "json:loads"\nscore = "json:loads"', "score: 'json:loads' of type function, should be made by @score"),
@@ -311,6 +321,8 @@ def test_bad_definitions_are_usage_errors(own: Own, text: str, says: str) -> Non
 def test_a_bad_table_is_a_usage_error(own: Own, table: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     (own.pytester.path / "pyproject.toml").write_text(f"[tool.pruning_bench]\n{table}\n")
     own.conftest(repository())
+    own.pytester.makepyfile(exiting="import sys\nsys.exit('no weights')")
+    own.pytester.syspathinsert()
     result = own.run(*UNTIMED)
     said = "\n".join([*result.outlines, *result.errlines])
     assert result.ret == 4, said
@@ -455,3 +467,26 @@ def test_a_pretrained_encoder_of_sentences(own: Own) -> None:
     assert scores["dynamic:w8a8"] > 0.98, f"{scores}"
     assert scores["dynamic:w8a8"] > scores["static:w8a8"] > scores["magnitude:0.5"], f"{scores}"
     assert all(rows[recipe]["simulation_agreement"] > 0.9999 for recipe in ("static:w8a8", "dynamic:w8a8")), f"{rows}"
+
+
+@pytest.mark.parametrize("option", ["--pb-results", "--pb-data", "--pb-checkpoints"])
+def test_a_folder_elsewhere_that_would_move_the_root_is_refused(own: Own, tmp_path: Path, option: str) -> None:
+    own.conftest(ENCODER)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (own.pytester.path / "within").mkdir()
+    result = own.run(option, str(folder), "--collect-only")
+    found = " ".join(result.stderr.str().split())
+    assert f"{option}: '{folder}' as a word of its own, should be {option}={folder} [" in found, found
+    assert len(result.errlines) < 3, f"{result.errlines}"
+    for words in ([f"--pb-results={folder}"], ["--pb-results", str(tmp_path / "new")], ["--pb-results", "within"]):
+        result = own.run(*words, "--collect-only", "-q")
+        assert result.ret == 0, f"{words}: {result.stdout.str()}{result.stderr.str()}"
+
+
+def test_without_pytest_benchmark_one_line_says_so(own: Own) -> None:
+    own.conftest(ENCODER)
+    result = own.run("-p", "no:benchmark", "--collect-only")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, f"{result.ret}"
+    assert "no pytest-benchmark (-p no:benchmark?), should be there" in result.stderr.str(), result.stderr.str()
+    assert len(result.errlines) < 3, f"{result.errlines}"

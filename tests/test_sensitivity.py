@@ -18,7 +18,7 @@ from pruning_bench import cli, sensitivity
 from pruning_bench.conformance.training_checks import split_of, tiny_model
 from pruning_bench.datasets.contract import Dataset, ReferenceDataset, Tensors
 from pruning_bench.discover import discover
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import DataError, PruningBenchError
 from pruning_bench.judging.sensitivity import Alone, Sensitivity
 from pruning_bench.metrics.contract import Score
 from pruning_bench.reporting import sensitivity_text as forms
@@ -118,6 +118,14 @@ def test_a_score_in_which_lower_is_better_and_data_without_targets() -> None:
     bare = replace(data(), selection=Tensors(data().selection.arguments()))
     agreed = measure_sensitivity(tiny_model(), "static:w3a8", bare, DEFINITION)
     assert (agreed.score, agreed.before) == ("agreement", 1.0), f"{agreed.score} {agreed.before}"
+
+
+@pytest.mark.parametrize(("own", "role"), [(True, "calibration inputs"), (False, "inputs of the selection split")])
+def test_targets_that_are_missing_are_those_of_the_split_that_is_scored(own: bool, role: str) -> None:
+    score = Score("distance", lambda outputs, targets: (outputs - targets).abs().mean(1), "lower", "targets", 0.1)
+    bare = replace(data(), selection=Tensors(data().selection.arguments()))
+    with pytest.raises(DataError, match=f"no targets for score distance, should be targets beside the {role}"):
+        measure_sensitivity(tiny_model(), "rtn:w4", bare, replace(DEFINITION, score=score, own=own))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pruning_bench import workbench
 from pruning_bench.cases import Case, parse_id
-from pruning_bench.datasets.contract import Dataset
-from pruning_bench.errors import ModelError
+from pruning_bench.datasets.contract import Dataset, Tensors
+from pruning_bench.errors import DataError, ModelError
 from pruning_bench.registry import MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session
 from pruning_bench.workbench import QUALITY_BATCH, Workbench
@@ -115,6 +115,26 @@ def test_what_an_own_model_gets_wrong_on_its_last_batch_is_one_line(
     with pytest.raises(ModelError, match=re.escape(says)) as raised:
         bench.logits(CASE)
     assert "\n" not in str(raised.value), str(raised.value)
+
+
+@pytest.mark.parametrize("spoils", [True, False])
+def test_only_inputs_that_spoil_outputs_are_refused(bench: Workbench, spoils: bool) -> None:
+    """A mask may be infinite: minus infinity is what softmax leaves out."""
+    mask = torch.zeros(20, 4)
+    mask[13, :] = mask[15, :2] = -torch.inf
+    mask[13, 0] = -torch.inf if spoils else 0.0
+    made: Dataset = bench.dataset(CASE.dataset)
+    bench._made["dataset", CASE.dataset] = replace(made, test=Tensors((torch.ones(20, 4), mask)))
+
+    class Attention(torch.nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return (x + mask).softmax(1)
+
+    if not spoils:
+        bench._check_inputs(Attention(), CASE, "theirs: test", "here")
+        return
+    with pytest.raises(DataError, match=r"theirs: test: input 1 of example 13 NaN or infinite, .* \[here\]"):
+        bench._check_inputs(Attention(), CASE, "theirs: test", "here")
 
 
 def test_a_quantized_model_is_compared_with_what_was_quantized(bench: Workbench) -> None:

@@ -77,10 +77,13 @@ def _check_classes(name: str, targets: Tensor | None, where: str) -> None:
     if targets is None:
         expected = "((inputs,), targets); or @evaluation_data(score=...) with a score that needs none"
         raise DataError(f"{name}: test", "no targets", expected, where)
-    if targets.dtype != torch.int64 or targets.dim() != 1 or int(targets.min()) < 0:
+    if targets.dtype != torch.int64 or targets.dim() != 1:
         found = f"targets {targets.dtype} of shape {list(targets.shape)}"
         expected = f"class numbers, torch.int64 [{len(targets)}]; or @evaluation_data(score=...)"
         raise DataError(f"{name}: test", found, expected, where)
+    if (lowest := int(targets.min())) < 0:
+        found = f"target {lowest} of example {int(targets.argmin())}"
+        raise DataError(f"{name}: test", found, "class numbers, from 0; or @evaluation_data(score=...)", where)
 
 
 def _signature(examples: Tensors) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Literal
 
 from pruning_bench.errors import RecordError, closest
 from pruning_bench.judging import controls, vectors
@@ -16,6 +15,7 @@ from pruning_bench.judging.baseline import (
     Baseline,
     BaselineLine,
     Lines,
+    Scope,
     Times,
     by_key,
     check_time,
@@ -23,10 +23,10 @@ from pruning_bench.judging.baseline import (
 from pruning_bench.judging.case_ids import group_of
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes
+from pruning_bench.judging.scores import margin_of
 from pruning_bench.records import CaseStatus, Measurement, Run, merge
 
-Scope = Literal["portable", "times", "all"]
-Keys = set[tuple[str, str]]
+Gone = set[BaselineLine]
 WHO = "accept"
 _RULES = {"portable": PORTABLE, "times": TIMED, "all": PORTABLE + TIMED}
 
@@ -39,6 +39,7 @@ def accept(
     only: Collection[str] | None = None,
     scope: Scope = "all",
     policy: Policy | None = None,
+    known: Baseline | None = None,
 ) -> Baseline:
     """The baseline with the run's measurements in it; nothing is written.
 
@@ -49,6 +50,8 @@ def accept(
     Args:
         only: case ids; an id without a seed means all its seeds. None: every case of the run.
         scope: "portable" leaves times alone, "times" everything else.
+        known: the baseline as it was when the accepting began; a line that it does not hold came meanwhile, from
+            somebody who knows more than the run, and is never dropped. None: `baseline`.
     Raises:
         RecordError: no reason; a run that was interrupted or is INVALID; a chosen case that is unknown, crashed or
             did not record what it should; a speed from too few processes or that no run can be compared with; nothing
@@ -66,8 +69,10 @@ def accept(
     fresh = [_line(m, run, reason, cases.get(m.case_id), policy) for m in measured]
     for line in fresh:
         check_time(line, line.case_id)
-    gone: Keys = _gone(baseline, run, chosen, only is None)
-    leaving = {part: gone if scope in (part, "all") else set() for part in ("portable", "times")}
+    gone = _gone(baseline, run, chosen, only is None)
+    if known is not None:
+        gone &= set(_lines(known))
+    leaving: dict[str, Gone] = {part: gone if scope in (part, "all") else set() for part in ("portable", "times")}
     portable = _merged(baseline.portable, (x for x in fresh if x.rule in PORTABLE), leaving["portable"], run.profile)
     times = {
         key: Times(other.must_match, _merged(other.lines, (), leaving["times"], run.profile))
@@ -132,6 +137,7 @@ def _line(m: Measurement, run: Run, reason: str, case: CaseStatus | None, policy
     )
     if m.rule == "paired":
         vectors.unpack(m.vector, f"{m.metric} of {m.case_id}")
+        return replace(line, margin=margin_of(m) or 0.0)
     if m.rule in ABSOLUTE:
         return replace(line, value=_short(m.value))
     if m.rule != "speed":
@@ -154,27 +160,30 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _gone(baseline: Baseline, run: Run, chosen: Collection[str], all_cases: bool) -> Keys:
+def _lines(baseline: Baseline) -> list[BaselineLine]:
+    return [*baseline.portable.values(), *(x for t in baseline.times.values() for x in t.lines.values())]
+
+
+def _gone(baseline: Baseline, run: Run, chosen: Collection[str], all_cases: bool) -> Gone:
     """What was of this profile and is so no longer: cases that its grid does not yield, metrics nobody measures.
 
     Args:
         all_cases: whether the grid counts, or only what became of the chosen cases.
     """
-    lines = [*baseline.portable.values(), *(x for t in baseline.times.values() for x in t.lines.values())]
     here = {case.case_id for case in run.cases}
     whole = {case.case_id for case in run.cases if case.whole and case.case_id in chosen}
     recorded = {(m.case_id, m.metric) for m in run.measurements}
     return {
-        line.key
-        for line in lines
+        line
+        for line in _lines(baseline)
         if (all_cases and line.case_id not in here) or (line.case_id in whole and line.key not in recorded)
     }
 
 
-def _merged(old: Lines, fresh: Iterable[BaselineLine], gone: Keys, profile: str) -> Lines:
+def _merged(old: Lines, fresh: Iterable[BaselineLine], gone: Gone, profile: str) -> Lines:
     kept: list[BaselineLine] = []
     for line in old.values():
-        if line.key not in gone or profile not in line.profiles:
+        if line not in gone or profile not in line.profiles:
             kept.append(line)
         elif rest := tuple(name for name in line.profiles if name != profile):
             kept.append(replace(line, profiles=rest))

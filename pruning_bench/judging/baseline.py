@@ -1,7 +1,7 @@
 """Baselines: what cases measured when somebody accepted it; files made to be reviewed as a diff.
 
 A folder holds `portable.jsonl` (rules exact and paired) and, for each environment, `times-<key>.jsonl` (speed,
-canary and machine). Each is a header line and one sorted line per case and metric.
+canary and machine). Each is a header line, which counts the others, and one sorted line per case and metric.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pruning_bench.errors import RecordError
 from pruning_bench.judging import vectors
@@ -22,6 +22,7 @@ from pruning_bench.records import SCHEMA, Better, Environment, Rule, is_number, 
 PORTABLE: tuple[Rule, ...] = ("exact", "paired")
 TIMED: tuple[Rule, ...] = ("speed", "canary", "machine")
 ABSOLUTE: tuple[Rule, ...] = ("canary", "machine")  # of several processes the best counts: a busy machine only slows
+Scope = Literal["portable", "times", "all"]
 PORTABLE_FILE = "portable.jsonl"
 WHO = "baseline"
 TINY = 1e-12  # no time in seconds and no ratio of times is smaller, or larger than its inverse
@@ -36,6 +37,7 @@ class BaselineLine:
         case_id, metric, unit, better, rule, fingerprint, vector: as in `Measurement`.
         value: the number; for rule "speed" exp of the mean log ratio over processes.
         spread, within, processes: for rule "speed", in log ratios: see `processes.Processes`.
+        margin: of a score, what it was accepted with, in `unit`; 0 where there is none, or it was not kept yet.
         trains: the case's recipe trains, so that the seed is the unit of its accuracy.
         profiles: the profiles that yield the case, sorted.
         reason, run: why and from which run it was accepted.
@@ -51,6 +53,7 @@ class BaselineLine:
     spread: float = 0.0
     within: float = 0.0
     processes: int = 0
+    margin: float = 0.0
     vector: str = ""
     trains: bool = False
     profiles: tuple[str, ...] = ()
@@ -125,7 +128,8 @@ def read_baseline(folder: Path) -> Baseline:
     """All baselines of a folder; one that is not there is empty.
 
     Raises:
-        RecordError: a truncated, foreign or damaged file, two lines for one case and metric; with `file:line`.
+        RecordError: a truncated, foreign or damaged file, two lines for one case and metric, more or fewer lines than
+            the header says; with `file:line`.
     """
     portable: Lines = {}
     if (path := folder / PORTABLE_FILE).exists():
@@ -143,12 +147,12 @@ def read_baseline(folder: Path) -> Baseline:
     return Baseline(portable, times)
 
 
-def write_baseline(baseline: Baseline, folder: Path) -> list[Path]:
-    """Writes what differs from the files there, each atomically; returns the paths written."""
-    texts = {PORTABLE_FILE: _text({"scope": "portable"}, baseline.portable)} if baseline.portable else {}
-    if not baseline.portable and (folder / PORTABLE_FILE).exists():
-        texts[PORTABLE_FILE] = _text({"scope": "portable"}, {})
-    for key, times in baseline.times.items():
+def write_baseline(baseline: Baseline, folder: Path, scope: Scope = "all") -> list[Path]:
+    """Writes what differs from the files of that scope there, each atomically; returns the paths written."""
+    texts = {}
+    if scope != "times" and (baseline.portable or (folder / PORTABLE_FILE).exists()):
+        texts[PORTABLE_FILE] = _text({"scope": "portable"}, baseline.portable)
+    for key, times in baseline.times.items() if scope != "portable" else ():
         texts[times_file(key)] = _text({"scope": "times", "must_match": dict(times.must_match)}, times.lines)
     written = []
     for name, text in texts.items():
@@ -175,7 +179,8 @@ def by_key(lines: Iterable[BaselineLine]) -> dict[tuple[str, str], BaselineLine]
 
 
 def _text(header: Mapping[str, Any], lines: Lines) -> str:
-    first = json.dumps({"schema": SCHEMA, "kind": WHO, **header}, sort_keys=True, ensure_ascii=False)
+    count = len(lines)  # tells a file that was cut between two lines
+    first = json.dumps({"schema": SCHEMA, "kind": WHO, "lines": count, **header}, sort_keys=True, ensure_ascii=False)
     return "\n".join([first, *map(_to_line, by_key(lines.values()).values())]) + "\n"
 
 
@@ -196,6 +201,10 @@ def _read_file(path: Path, rules: tuple[Rule, ...]) -> tuple[dict[str, Any], Lin
         if line.key in lines:
             raise RecordError(WHO, f"{line.metric} of {line.case_id} twice", "there once", f"{path}:{number}")
         lines[line.key] = line
+    count, found = rows[0][1].get("lines", len(lines)), len(lines)  # files of before there was a count do not say
+    if count != found:
+        expected = f'{count!r} as the first line says: restore the file, or after a merge write "lines": {found} there'
+        raise RecordError(WHO, f"{found} lines", expected, f"{path}:1")
     return rows[0][1], lines
 
 
@@ -208,7 +217,8 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
         raise RecordError(WHO, f"unknown field {unknown[0]!r}", f"one of {', '.join(names)}", where)
     try:
         line = BaselineLine(**{**row, "profiles": tuple(row.get("profiles", ()))})
-        numbers = [float(x) for x in (line.value, line.spread, line.within, line.processes) if is_number(x)]
+        given = (line.value, line.spread, line.within, line.processes, line.margin)
+        numbers = [float(x) for x in given if is_number(x)]
     except (TypeError, ValueError, OverflowError) as problem:
         raise RecordError(WHO, str(problem), "a line of a baseline", where) from None
     if wrong := next((n for n in _TEXT if not isinstance(getattr(line, n), str)), None):
@@ -220,9 +230,9 @@ def _read_line(row: Mapping[str, Any], rules: tuple[Rule, ...], where: str) -> B
     if line.rule not in rules or line.better not in get_args(Better):
         found = f"rule {line.rule!r}, better {line.better!r}"
         raise RecordError(WHO, found, f"rule {' or '.join(rules)}, better {' or '.join(get_args(Better))}", where)
-    if len(numbers) < 4 or not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
-        found = f"value {line.value!r}, spread {line.spread!r}, within {line.within!r}"
-        raise RecordError(WHO, found, "finite numbers, spread and within not negative", where)
+    if len(numbers) < len(given) or not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
+        found = f"value {line.value!r}, spread {line.spread!r}, within {line.within!r}, margin {line.margin!r}"
+        raise RecordError(WHO, found, "finite numbers, all but the value not negative", where)
     if line.vector:
         vectors.check_mean(vectors.unpack(line.vector, where), line.value, line.better, WHO, where)
     check_time(line, where)

@@ -13,6 +13,8 @@ from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import Estimate
 from pruning_bench.records import Measurement
 
+CLOCKS = ("twin", "slowed_twin")  # the controls that the machine, and not the model's outputs, breaks
+
 
 def holds(control: Measurement) -> bool:
     """Whether the control says that it holds.

@@ -60,6 +60,12 @@ def change_of_scores(before: Scores, after: Scores, sign: int, policy: Policy) -
     )
 
 
+def margin_of(now: Measurement) -> float | None:
+    """The margin that a score brings along, in its unit; None where there is none, as of accuracy."""
+    margin = now.detail.get("margin")
+    return margin if isinstance(margin, float) and margin > 0 else None
+
+
 def policy_of(now: Measurement, policy: Policy) -> Policy:
     """The policy with the margin that a score brings along, in its own unit, instead of that of accuracy.
 
@@ -68,8 +74,8 @@ def policy_of(now: Measurement, policy: Policy) -> Policy:
         >>> policy_of(own, Policy()).accuracy_margin, round(policy_of(own, Policy()).collapse_margin, 6)
         (0.02, 0.3)
     """
-    margin = now.detail.get("margin")
-    return with_margin(policy, margin) if isinstance(margin, float) and margin > 0 else policy
+    margin = margin_of(now)
+    return policy if margin is None else with_margin(policy, margin)
 
 
 def with_margin(policy: Policy, margin: float) -> Policy:

@@ -14,7 +14,7 @@ from pruning_bench.judging import controls, vectors
 from pruning_bench.judging.baseline import PORTABLE, BaselineLine
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.processes import Processes, process_difference
-from pruning_bench.judging.scores import ScoreChange, change_of_scores, policy_of
+from pruning_bench.judging.scores import ScoreChange, change_of_scores, margin_of, policy_of
 from pruning_bench.judging.statistics import (
     Estimate,
     drop_interval,
@@ -130,12 +130,14 @@ def judge(
 
 
 def comparable(now: Measurement, then: BaselineLine) -> str:
-    """Why the two are not comparable, "" when they are."""
+    """Why the two are not comparable, "" when they are; a margin that grew would let pass what it was to catch."""
     for name in ("rule", "unit", "better"):
         if getattr(now, name) != getattr(then, name):
             return f"{name} {getattr(then, name)} -> {getattr(now, name)}"
     if now.fingerprint != then.fingerprint:
         return "fingerprint differs: the checkpoint, the data or the metric's definition changed"
+    if then.margin and (margin := margin_of(now)) and margin > then.margin:
+        return f"margin {then.margin:g} -> {margin:g}: a wider one than was accepted"
     return ""
 
 

@@ -144,14 +144,14 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def call_seeded(function: Callable[[], Any], error: type[PruningBenchError]) -> Any:
-    """What a user's function returns, with all random numbers seeded; its exceptions become one line."""
+    """What a user's function returns, with all random numbers seeded; an exception, or an exit, becomes one line."""
     name, where = getattr(function, "__name__", "?"), place_of(function)
     try:
         with _seeded():
             return function()
     except PruningBenchError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         found = " ".join(f"{name}() raises {type(problem).__name__}: {problem}".split())
         raise error("call", found, "its result", where) from problem
 

@@ -40,5 +40,7 @@ def with_section(text: str, body: str, name: str = "", where: str = "") -> str:
 
 def put_between_marks(path: Path, body: str, name: str = "") -> None:
     """Does so in a file; raises `RecordError` as `with_section`, also where there is none, and leaves it alone then."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_atomically(path, with_section(text, body, name, str(path)))
+    if not path.is_file():
+        begin, end = marks(name)
+        raise RecordError("report", "no such file", f"one with {begin} and, behind it, {end}", str(path))
+    write_atomically(path, with_section(path.read_text(encoding="utf-8"), body, name, str(path)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pruning_bench.judging.controls import CLOCKS
 from pruning_bench.judging.gate import Report
 from pruning_bench.judging.policy import SIMULATED, Policy
 from pruning_bench.judging.verdicts import Verdict
 from pruning_bench.records import Outcome, Run
 from pruning_bench.reporting import text
 from pruning_bench.reporting.rows import Row
-from pruning_bench.reporting.verdict_text import delta_format, interval, size
+from pruning_bench.reporting.verdict_text import delta_format, interval, is_score, size
 
 HEADINGS = (
     "recipe", "runtime", "top-1", "change", "size", "smaller", "MACs",
@@ -39,7 +40,9 @@ def headline(report: Report) -> str:
     if not report.judged:
         return "not judged: the run was interrupted"
     counts = ", ".join(f"{number} {outcome.value}" for outcome, number in report.counts.items())
-    words = {0: "passed", 1: "FAILED", 6: "INVALID: a control failed, the machine was not fit to measure"}
+    broken = {v.metric for v in report.verdicts if v.outcome is Outcome.INVALID}
+    why = "the machine was not fit to measure" if broken & {*CLOCKS} else "wrong outputs would not be found"
+    words = {0: "passed", 1: "FAILED", 6: f"INVALID: a control failed, {why}"}
     open_ = sum(v.suspect for v in report.verdicts)
     hits = f", {open_} suspected slow-downs not confirmed in fresh processes" if open_ else ""
     return f"{words[report.exit_status]}: {counts or 'nothing to judge'}{hits}"
@@ -126,7 +129,7 @@ def _cells(row: Row) -> list[str]:
         row.recipe or row.case_id,
         f"{row.runtime} {row.settings}".strip(),
         (text.score(row.score, row.score_unit) if row.score_name else text.percent(row.top1, 2)) + seeds,
-        text.score(row.score_change, sign=True) if row.score_name else text.points(row.top1_change),
+        text.score(row.score_change, row.score_unit, sign=True) if row.score_name else text.points(row.top1_change),
         text.amount(row.bytes, "B"),
         text.times(row.compression),
         text.amount(row.macs),
@@ -151,7 +154,8 @@ def _verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
     for v in verdicts:
         mark = f" [{notes.setdefault(v.note, len(notes) + 1)}]" if v.note else ""
         delta = delta_format(v)(v.delta) + (f" {interval(v)}" if v.interval else "")
-        change = f"{text.measured(v.then, v.unit)} -> {text.measured(v.now, v.unit)}"
+        written = text.score if is_score(v) else text.measured
+        change = f"{written(v.then, v.unit)} -> {written(v.now, v.unit)}"
         limits = [size(v, v.margin), size(v, v.smallest_detectable), str(v.n or text.NOTHING)]
         cells.append([v.outcome.value + mark, v.metric, change, delta, *limits, v.case_id])
     return Table(title, VERDICT_HEADINGS, VERDICT_ALIGN, cells, [f"[{n}] {note}" for note, n in notes.items()])

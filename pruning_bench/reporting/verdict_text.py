@@ -12,10 +12,22 @@ from pruning_bench.reporting import text
 QUIET = (Outcome.PASS, Outcome.NEW)  # outcomes that need no words
 
 
+def is_score(verdict: Verdict) -> bool:
+    """Whether it is on a user's score, which may be no share although its unit is "1"."""
+    return verdict.rule == "paired" and verdict.metric != "top1"
+
+
 def delta_format(verdict: Verdict) -> Callable[[float | None], str]:
-    """How differences of this verdict are written: relative for times, points for shares, else in the unit."""
+    """How differences of this verdict are written: relative for times, points for shares, else in the unit.
+
+    Example:
+        >>> delta_format(Verdict("case", "psnr", Outcome.PASS, "paired", "dB"))(-0.5)
+        '-0.5 dB'
+    """
     if verdict.rule in TIMED:
         return lambda value: text.percent(value, sign=True)
+    if is_score(verdict):
+        return lambda value: text.score(value, verdict.unit, sign=True)
     if verdict.unit == "1":
         return text.points
     return lambda value: text.NOTHING if value is None else f"{value:+.12g}"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning_bench.errors import RecordError
 from pruning_bench.judging.acceptance import accept
 from pruning_bench.judging.baseline import Baseline, BaselineLine, Times, by_key
-from pruning_bench.judging.vectors import pack
+from pruning_bench.judging.vectors import pack, pack_scores
 from pruning_bench.records import CaseStatus, Environment, Measurement, Run
 
 HERE = Environment({"cpu": "A"})
@@ -134,6 +134,17 @@ def test_cases_that_left_the_grid_leave_their_profile_and_no_other(kept, profile
         assert found == expected, f"{key} of {line.profiles}: now {found}, should be {expected}"
 
 
+def test_what_came_while_cases_were_measured_is_never_dropped():
+    other = accept(Baseline(), make_run(("m-d/new:1/eager",), run_id="r2"), reason="meanwhile")
+    times = {HERE.key: Times(HERE.must_match, {**FULL.times[HERE.key].lines, **other.times[HERE.key].lines})}
+    meanwhile = Baseline({**FULL.portable, **other.portable}, times)
+    after = accept(meanwhile, make_run(CASES[:2]), reason="mine", known=FULL)
+    lost = {key[1] for key in lines_of(meanwhile).keys() - lines_of(after).keys()}
+    assert lost == {CASES[2]}, f"{lost} left, should be what this run's grid no longer yields"
+    without = accept(meanwhile, make_run(CASES[:2]), reason="mine")
+    assert "m-d/new:1/eager" not in {key[1] for key in lines_of(without)}, "the test cannot fail"
+
+
 def test_only_never_drops_a_case():
     after = accept(FULL, make_run(CASES[:1]), reason="one", only=[CASES[0]])
     assert lines_of(after).keys() == lines_of(FULL).keys(), "a line was lost"
@@ -157,6 +168,17 @@ def test_what_was_left_out_keeps_its_lines():
     states = (CaseStatus(CASES[0], "ran"), CaseStatus(CASES[1], "deselected"), CaseStatus(CASES[2], "not_run"))
     part = replace(make_run(CASES[:1]), cases=states)
     assert lines_of(accept(FULL, part, reason="part")).keys() == lines_of(FULL).keys(), "a line was lost"
+
+
+def test_the_margin_of_a_score_is_accepted_with_it():
+    scored = Measurement(CASES[0], "psnr", 1.5, "dB", "higher", "paired", vector=pack_scores([1.0, 2.0]))
+    plain = replace(RUN, cases=(CaseStatus(CASES[0], "ran"),))
+    before = accept(Baseline(), replace(plain, measurements=(scored,)), reason="of before margins were kept")
+    assert before.portable[CASES[0], "psnr"].margin == 0, f"{before}"
+    run = replace(plain, measurements=(replace(scored, detail={"margin": 0.25}),))
+    after = accept(before, run, reason="with its margin")
+    line = after.portable[CASES[0], "psnr"]
+    assert (line.margin, line.reason) == (0.25, "with its margin"), f"{line}"
 
 
 def test_accepting_the_same_again_changes_nothing():

@@ -66,7 +66,7 @@ def test_any_words_and_numbers_come_back(lines, tmp_path_factory):
 def test_files_are_a_header_and_sorted_lines(tmp_path):
     write_baseline(Baseline(by_key([TOP1, SIZE])), tmp_path)
     header, *lines = (tmp_path / "portable.jsonl").read_text().splitlines()
-    assert json.loads(header) == {"kind": "baseline", "schema": 1, "scope": "portable"}, header
+    assert json.loads(header) == {"kind": "baseline", "lines": 2, "schema": 1, "scope": "portable"}, header
     assert [json.loads(line)["metric"] for line in lines] == ["bytes", "top1"], "not sorted"
     assert lines[0] == (
         '{"case_id": "m-d/dense/eager", "metric": "bytes", "value": 1000, "unit": "B", "better": "lower", '
@@ -130,6 +130,8 @@ TIMED = (
         pytest.param(GOOD.replace("}", ', "profiles": "ci"}'), "profiles 'ci'", id="one profile for a list"),
         pytest.param(GOOD.replace("}", ', "profiles": 3}'), "int", id="number for a list"),
         pytest.param(GOOD.replace("}", ', "trains": "no"}'), "trains 'no'", id="text for a truth"),
+        pytest.param(GOOD.replace("}", ', "margin": -0.1}'), "margin -0.1", id="negative margin"),
+        pytest.param(GOOD.replace("}", ', "margin": "wide"}'), "margin 'wide'", id="text for a margin"),
         pytest.param(GOOD + "\n" + GOOD, "twice", id="duplicate"),
     ],
 )
@@ -186,3 +188,33 @@ def test_a_file_cut_at_any_place_is_refused(tmp_path):
         path.write_text(whole[:end])
         with pytest.raises(RecordError, match=r"portable.jsonl:\d"):
             read_baseline(tmp_path)
+
+
+def test_a_file_cut_between_two_lines_is_refused_in_words_that_mend_it(tmp_path):
+    write_baseline(WHOLE, tmp_path)
+    for name in ("portable.jsonl", times_file(HERE.key)):
+        path = tmp_path / name
+        whole = path.read_text()
+        path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+        with pytest.raises(RecordError) as caught:
+            read_baseline(tmp_path)
+        mend = 'restore the file, or after a merge write "lines": 1 there'
+        expected = f"baseline: 1 lines, should be 2 as the first line says: {mend} [{path}:1]"
+        assert str(caught.value) == expected, f"{caught.value}"
+        path.write_text(path.read_text().replace('"lines": 2', '"lines": 1'))
+        read_baseline(tmp_path)
+        path.write_text(whole)
+
+
+def test_a_file_without_a_count_is_read(tmp_path):
+    _written(tmp_path, "portable.jsonl", GOOD)
+    assert [line.value for line in read_baseline(tmp_path).portable.values()] == [1], "of before the count"
+
+
+def test_only_files_of_the_scope_are_written(tmp_path):
+    for scope, count in (("portable", 1), ("times", 2)):
+        paths = {path.name for path in write_baseline(WHOLE, tmp_path / scope, scope)}
+        found = {path.name for path in (tmp_path / scope).iterdir()}
+        assert paths == found, f"{scope}: {paths} said to be written, there {found}"
+        assert len(found) == count, f"{scope}: {found}"
+        assert ("portable.jsonl" in found) == (scope == "portable"), f"{scope}: {found}"

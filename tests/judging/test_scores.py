@@ -1,5 +1,7 @@
 """Scores of the same examples before and after: round trips, the paired test, and margins of a score's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,6 +81,19 @@ def check_margin():
     assert judge(now(small), then(base)).outcome is Outcome.REGRESSED, "beyond the default margin"
 
 
+def check_wider_margin():
+    """The drop that the accepted margin would find must not pass by a margin that nobody accepted."""
+    base = noisy(0.9)
+    line = replace(then(base), margin=0.002)
+    for seeds_of in (lambda m: judge(m, line), lambda m: judge_seeds({0: m}, {0: line})):
+        verdict = seeds_of(now(base - 0.01, margin=0.02))
+        assert verdict.outcome is Outcome.INCOMPARABLE, f"{verdict}"
+        assert verdict.fails, f"{verdict}"
+        assert verdict.note.endswith("margin 0.002 -> 0.02: a wider one than was accepted"), verdict.note
+    assert judge(now(base - 0.01, margin=0.001), line).outcome is Outcome.REGRESSED, "a narrower one needs no accepting"
+    assert judge(now(base), line).outcome is Outcome.PASS, "the same margin"
+
+
 def check_pairing():
     """The spread between examples is forty times the drop: only the pairs show it."""
     base = noisy(0.0, 1.0)
@@ -104,7 +119,10 @@ def check_seeds():
     assert judge_seeds(slightly, lines).outcome is Outcome.INCONCLUSIVE, "two seeds say nothing of a small drop"
 
 
-CHECKS = (check_identical, check_a_drop, check_direction, check_margin, check_pairing, check_noise, check_seeds)
+CHECKS = (
+    check_identical, check_a_drop, check_direction, check_margin, check_wider_margin, check_pairing, check_noise,
+    check_seeds,
+)  # fmt: skip
 MUTANTS = {
     "unpaired": ("verdicts", lambda a, b, s, p: change_of_scores(a, b[::-1], s, p), check_pairing),
     "direction ignored": ("verdicts", lambda a, b, s, p: change_of_scores(a, b, -1, p), check_direction),
@@ -132,6 +150,12 @@ def test_the_margin_check_bites(monkeypatch):
     monkeypatch.setattr(verdicts, "policy_of", lambda now, policy: policy)
     with pytest.raises(AssertionError):
         check_margin()
+
+
+def test_the_check_of_wider_margins_bites(monkeypatch):
+    monkeypatch.setattr(verdicts, "margin_of", lambda now: None)
+    with pytest.raises(AssertionError):
+        check_wider_margin()
 
 
 def test_bits_and_scores_are_not_compared():

@@ -73,5 +73,6 @@ def test_without_its_marks_a_file_stays(text: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"no such section.*page\.md"):
+    with pytest.raises(RecordError, match=r"no such file, should be one with .*page\.md"):
         put_between_marks(tmp_path / "page.md", "body")
+    assert not list(tmp_path.iterdir()), "a file was made"

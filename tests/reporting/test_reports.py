@@ -15,7 +15,7 @@ from pruning_bench.judging.acceptance import accept
 from pruning_bench.judging.baseline import Baseline
 from pruning_bench.judging.gate import judge_run
 from pruning_bench.judging.policy import Policy
-from pruning_bench.judging.vectors import pack
+from pruning_bench.judging.vectors import pack, pack_scores
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
 from pruning_bench.reporting import rows as module
 from pruning_bench.reporting.as_json import to_json
@@ -339,7 +339,11 @@ def test_headline_tells_the_verdict():
     assert headline(judge_run(replace(WHOLE, interrupted=True), BASELINE)).startswith("not judged"), "not told"
     broken = replace(WHOLE.measurements[9], detail={"holds": False, "why": "x"})
     invalid = replace(WHOLE, measurements=(*WHOLE.measurements[:9], broken, *WHOLE.measurements[10:]))
-    assert headline(judge_run(invalid, BASELINE)).startswith("INVALID: "), "not told"
+    blamed = headline(judge_run(invalid, BASELINE))
+    assert blamed.startswith("INVALID: a control failed, the machine was not fit to measure: "), blamed
+    spoilt = replace(invalid, measurements=(*WHOLE.measurements, replace(broken, metric="spoilt_twin")))
+    blamed = headline(judge_run(spoilt, BASELINE))
+    assert blamed.startswith("INVALID: a control failed, wrong outputs would not be found: "), blamed
     assert headline(judge_run(make_run([], []), Baseline())) == "passed: nothing to judge"
 
 
@@ -380,6 +384,27 @@ def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
     other = judge_run(WHOLE, BASELINE, Policy(speed_floor=0.01))
     [line] = [line for line in preamble(WHOLE, other, ()) if "Holm" in line]
     assert "was not simulated" in line, line
+
+
+@pytest.mark.parametrize(("unit", "suffix"), [("1", ""), ("dB", " dB")])
+def test_a_score_is_written_alike_in_all_tables(unit, suffix):
+    """A score of unit "1" need not be a share: 31 is not 3100 %."""
+
+    def run_of(shift):
+        values = np.linspace(31, 32, 50, dtype=np.float32) + np.float32(shift)
+        mean, vector = float(values.mean(dtype=np.float64)), pack_scores(values)
+        scored = [Measurement(c, "psnr", mean, unit, "higher", "paired", vector=vector) for c in CASES[:1]]
+        return make_run(scored, CASES[:1])
+
+    run = run_of(-0.25)
+    report = judge_run(run, accept(Baseline(), run_of(0.0), reason="first", scope="portable"))
+    cells = [cell for row in verdict_tables(report)[0].cells for cell in row if "REGRESSED" in row[0]]
+    assert cells[2] == f"31.5{suffix} -> 31.25{suffix}", f"{cells}"
+    assert cells[3] == f"-0.25{suffix} [-0.25, -0.25]{suffix}", f"{cells}"
+    assert cells[4] == f"0.002{suffix}", f"{cells}"
+    [row] = rows_of(run, report)
+    assert row.note.startswith(f"psnr -0.25{suffix} "), row.note
+    assert f"31.25{suffix}" in case_tables([row])[0].cells[0], f"{case_tables([row])[0].cells[0]}"
 
 
 def test_a_single_process_is_told():
