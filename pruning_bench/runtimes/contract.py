@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -106,6 +106,16 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_tensors(arguments: Iterable[object], who: str, where: str) -> None:
+    """Raises `ModelError` unless all arguments of a model are tensors with values."""
+    for number, value in enumerate(arguments):
+        if not isinstance(value, Tensor):
+            expected = "a torch.Tensor; a module around the model may give its forward all else"
+            raise ModelError(who, f"an argument of type {type(value).__name__}", expected, f"{where}, number {number}")
+        if value.is_meta:
+            raise ModelError(who, "an argument on the device meta", "a tensor with values", f"{where}, number {number}")
 
 
 def refuse_dynamic(who: str, compressed: Compressed) -> None:
