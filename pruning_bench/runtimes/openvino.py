@@ -45,8 +45,15 @@ INSTALL = "python -m pip install openvino onnx onnxscript"
 HINTS = {None: "f32", "bf16": "bf16", "fp16": "f16"}  # by the plan's dtype
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # as the CPU device names what it computes in
 FUSED = "Subgraph"  # a kernel that is compiled for several operators
-_PLACES = ("Exception from", "Check '", "FrontEnd API failed", "While validating", "Summary:", "Conversion is failed")
-_PLACES += ("Model wasn't fully converted",)
+_PLACES = (
+    "Exception from",
+    "Check '",
+    "FrontEnd API failed",
+    "Model wasn't fully converted",
+    "While validating",
+    "Summary:",
+    "Conversion is failed",
+)
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32"}
 _PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also of float layers: what they read
 
