@@ -259,6 +259,8 @@ def test_a_card_that_is_no_json_leaves_the_old_files_whole(about: str, tmp_path:
     with pytest.raises(CheckpointError, match=re.escape(f"an entry {entry!r} (")) as caught:
         save(second, file, about=UNWRITABLE[about])  # type: ignore[arg-type]
     assert "\n" not in str(caught.value), str(caught.value)
+    with pytest.raises(CheckpointError, match="card whose model is None, should be text"):
+        save(second, file, model=None)  # type: ignore[arg-type]
     assert len(list(tmp_path.iterdir())) == 2, f"{list(tmp_path.iterdir())} left behind"
     assert str(load(file, model=net).recipe) == "dense", "the file that was there is another one now"
 

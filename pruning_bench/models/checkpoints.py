@@ -83,7 +83,8 @@ def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], pat
 
 
 def _text_of(card: Mapping[str, Any], place: Path) -> bytes:
-    """The card as JSON; raises `CheckpointError` that names the first entry that is none."""
+    """The card as JSON; raises `CheckpointError` that names the first entry that is none, or that no card has so."""
+    _check_kinds(card, place)
     for name, value in card.items():
         try:
             json.dumps({name: value})
@@ -91,6 +92,12 @@ def _text_of(card: Mapping[str, Any], place: Path) -> bytes:
             found = f"an entry {name!r:.40} ({one_line(error)})"
             raise CheckpointError(WHO, found, "what JSON holds: texts, numbers, lists, objects", str(place)) from error
     return (json.dumps(card, indent=1) + "\n").encode()
+
+
+def _check_kinds(card: Mapping[str, Any], place: Path) -> None:
+    for key, kind in _NEEDED.items():
+        if key in card and not isinstance(card[key], kind):
+            raise CheckpointError(WHO, f"card whose {key} is {card[key]!r:.40}", _KINDS[kind], str(place))
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -107,9 +114,7 @@ def read_card(path: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in card] if isinstance(card, dict) else list(_NEEDED)
     if missing:
         raise CheckpointError(WHO, f"card without {', '.join(missing)}", "a whole card", str(place))
-    for key, kind in _NEEDED.items():
-        if not isinstance(card[key], kind):
-            raise CheckpointError(WHO, f"card whose {key} is {card[key]!r:.40}", _KINDS[kind], str(place))
+    _check_kinds(card, place)
     if card.get("format", FORMAT) != FORMAT:
         found, expected = f"a card of format {card['format']!r:.40}", f"{FORMAT}, all that this pruning_bench reads"
         raise CheckpointError(WHO, found, expected, str(place))
