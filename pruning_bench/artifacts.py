@@ -13,6 +13,7 @@ import copy
 import zlib
 from collections.abc import Mapping, Set
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from pruning_bench import __version__, recipe
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
-from pruning_bench.errors import CheckpointError, PruningBenchError
-from pruning_bench.models.checkpoints import model_of, read_card, read_tensors, write_checkpoint
+from pruning_bench.errors import CheckpointError, ModelError, PruningBenchError
+from pruning_bench.models.checkpoints import FORMAT, model_of, read_card, read_tensors, write_checkpoint
 from pruning_bench.models.narrowing import NARROW, narrow, widen
 from pruning_bench.models.packing import KEY, VALUES, pack, unpack
 from pruning_bench.pruning.contract import MaskPlan
@@ -36,7 +37,6 @@ from pruning_bench.quantization.contract import FLOATS, FLOATS8, Affine, Coding,
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.lower import write_values
 
-FORMAT = 1
 MASKED = "masked"
 _NOT_ALWAYS = frozenset({"codebooks", "dynamic", "dtype", MASKED, KEY, NARROW, "sha256"})  # entries of some cards
 _ACTIVATION, _SCALE, _ZERO, _TABLE = "activation:", ":scale", ":zero_point", ":table"
@@ -64,7 +64,8 @@ def save(
         The card: model, options, recipe, example inputs, ranges of codes, shapes of packed tensors, versions, sha256 of
         the file.
     Raises:
-        CheckpointError: another name, a state that is no tensor, an entry of `about` that the card has already.
+        CheckpointError: another name, a state that is no tensor, an entry of `about` that the card has already or that
+            is no JSON, a file that cannot be written. Files of this name that were there stay as they are then.
     """
     stored, entries = _packed(compressed)
     card = {
@@ -96,8 +97,10 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
         model: a dense model of the right class, for a file whose card names none; never changed.
     Raises:
         CheckpointError: missing, of the wrong digest, not of this model, or no safetensors file (never a pickle).
+        ModelError: `model` is none.
     """
     discover()
+    _check_model(model)
     path = Path(path)
     card = read_card(path)
     tensors = unpack(widen(read_tensors(path, card["sha256"]), card, path), card, path)
@@ -116,6 +119,12 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Compressed:
         found = f"other tensors ({' '.join(str(problem).split())})"
         raise CheckpointError("load", found, f"those of {card['model'] or 'the model'}", str(path)) from None
     return Compressed(built.eval(), made, _masks(card, built, path), plan, inputs)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, (nn.Module, NoneType)):
+        where = getattr(model, "__name__", None)
+        raise ModelError("load", f"a model of type {type(model).__name__}", "a torch.nn.Module, as it was built", where)
 
 
 def _masks(card: Mapping[str, Any], model: nn.Module, path: Path) -> tuple[MaskPlan, ...]:
@@ -253,6 +262,10 @@ def _read(
 
 
 def _plan_from(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> QuantPlan | None:
+    for ending, key in ((_SCALE, "ranges"), (_TABLE, "codebooks")):
+        stored = {name.removesuffix(ending) for name in tensors if name.endswith(ending)}
+        if lost := sorted(stored - {*card.get(key, ())}):
+            raise ValueError(f"{key} without {lost[0]}")
     if "dtype" in card:
         if card["dtype"] not in FLOATS:
             raise ValueError(f"dtype {card['dtype']!r}")
@@ -275,7 +288,11 @@ def _coding(tensors: Mapping[str, Tensor], name: str, first: Any, *rest: Any) ->
     scale = tensors[name + _SCALE]
     if not isinstance(first, str):
         high, axis, *group = rest
-        return Affine(scale, _zero_point(tensors, name, first, high), first, high, axis, *group)
+        zero = _zero_point(tensors, name, first, high)
+        for held in (zero, *([tensors[name]] if name in tensors else [])):
+            if held.numel() and not first <= held.min() <= held.max() <= high:
+                raise ValueError(f"{name} from {first} to {high}, codes from {held.min()} to {held.max()}")
+        return Affine(scale, zero, first, high, axis, *group)
     (axis,) = rest
     if first not in FLOATS8:
         raise ValueError(f"format {first!r} of {name}")

@@ -23,6 +23,7 @@ from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
 from pruning_bench.quantization.simulation import simulate
+from pruning_bench.runtimes.contract import check_tensors
 
 Plan: TypeAlias = MaskPlan | ChannelPlan | QuantPlan
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -86,13 +87,15 @@ def compress(
         model: never changed.
         recipe: text of the grammar in `pruning_bench.recipe`, or a parsed recipe.
         example_inputs: positional arguments of the forward, batch first.
-        calibration: batches of inputs for methods that look at activations, each a tuple of positional arguments.
+        calibration: batches of inputs for methods that look at activations, each a tuple of positional arguments; what
+            stands behind as many as there are example inputs, such as labels, is left out.
         train: labelled examples for steps that train.
         seed: of everything random, in [0, 2**53).
         progress: called as `progress(message, done, total)`.
     Raises:
         RecipeError, UnknownNameError, LevelError: the recipe.
-        ModelError: non-finite weights, nothing prunable, a model that cannot be exported ...
+        ModelError: non-finite weights, nothing prunable, a model that cannot be exported, inputs that are no tensors,
+            weights of other types than float32 to quantize ...
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> compressed = compress(net, "magnitude:0.5", example_inputs=(torch.zeros(1, 8),))
@@ -102,11 +105,12 @@ def compress(
     discover()
     check_seed(seed)
     _check_inputs(model, example_inputs)
-    batches = _batches(calibration)
+    batches = _batches(calibration, len(example_inputs))
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(parsed, grammar.Recipe):
         raise RecipeError("compress", f"a recipe of type {type(recipe).__name__}", "text or a parsed recipe")
     steps = list(parsed.steps())
+    _check_types(model, steps)
     dense = _copied(model).eval()
     state = _State(copy.deepcopy(dense))
     past = [state.past()] if (keeps_past := any(_needs_past(step) for step in steps)) else []
@@ -212,11 +216,26 @@ def _check_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     if not isinstance(example_inputs, tuple) or not example_inputs:
         found = f"example_inputs of type {type(example_inputs).__name__}"
         raise ModelError("compress", found, "a non-empty tuple of positional arguments, such as (x,)")
+    check_tensors(example_inputs, "compress", "example_inputs")
     check_weights(model, "compress")
 
 
-def _batches(calibration: object) -> list[tuple[Tensor, ...]] | None:
-    """The calibration batches, each a tuple of positional arguments."""
+def _check_types(model: nn.Module, steps: Iterable[grammar.Step]) -> None:
+    """Raises `ModelError` where a step quantizes weights of another floating-point type than float32."""
+    quantizing = [step for step in steps if _quantizes(step)]
+    for name, parameter in model.named_parameters() if quantizing else ():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            found = f"weights of {str(parameter.dtype).removeprefix('torch.')}"
+            raise ModelError("compress", found, f"float32 for {quantizing[0]}, as model.float() gives", name)
+
+
+def _quantizes(step: grammar.Step) -> bool:
+    tags = step.method().tags
+    return isinstance(tags, QuantizationTags) or bool(getattr(tags, "quantizes", False))
+
+
+def _batches(calibration: object, count: int) -> list[tuple[Tensor, ...]] | None:
+    """The calibration batches, each the first `count` positional arguments."""
     if calibration is None:
         return None
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
@@ -227,7 +246,11 @@ def _batches(calibration: object) -> list[tuple[Tensor, ...]] | None:
         if not isinstance(batch, (list, tuple)):
             found, expected = f"a batch of type {type(batch).__name__}", "a tuple of positional arguments, such as (x,)"
             raise ModelError("compress", found, expected, f"calibration batch {number}")
-    return [tuple(batch) for batch in batches]
+        if len(batch) < count:
+            found, expected = f"a batch of {len(batch)} arguments", f"at least {count}, like example_inputs"
+            raise ModelError("compress", found, expected, f"calibration batch {number}")
+        check_tensors(batch[:count], "compress", f"calibration batch {number}")
+    return [tuple(batch[:count]) for batch in batches]
 
 
 def check_weights(model: nn.Module, who: str) -> None:

@@ -1,11 +1,14 @@
 """Files of compressed models: what goes in comes out, and what is wrong is said in one line."""
 
+import errno
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +17,7 @@ from pruning_bench import compress, load, save
 from pruning_bench.artifacts import file_sizes
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
-from pruning_bench.errors import CheckpointError
+from pruning_bench.errors import CheckpointError, ModelError
 from pruning_bench.models.checkpoints import load_checkpoint
 from pruning_bench.models.contract import build_model
 from pruning_bench.pruning.masks import current_masks, keep_pruned
@@ -98,6 +101,16 @@ def _card(**changes: Any) -> Any:
     def change(file: Path) -> None:
         card = json.loads(file.with_suffix(".json").read_text())
         file.with_suffix(".json").write_text(json.dumps({**card, **changes}))
+
+    return change
+
+
+def _ranges(**changes: list[Any] | None) -> Any:
+    """Damage that changes ranges of the card, or leaves them out."""
+
+    def change(file: Path) -> None:
+        ranges = {**json.loads(file.with_suffix(".json").read_text())["ranges"], **changes}
+        _card(ranges={name: entry for name, entry in ranges.items() if entry is not None})(file)
 
     return change
 
@@ -227,6 +240,71 @@ def test_what_is_written_about_a_model_hides_nothing_of_its_card(entry: str, tmp
     assert save(compressed, file, about={"author": "me"})["author"] == "me", "what is further said is lost"
 
 
+UNWRITABLE = {
+    "a tensor": {"top1": torch.tensor(0.9)},
+    "a number of numpy": {"epochs": np.int64(3)},
+    "a tuple for a name": {(1, 2): 3},
+    "a tuple for a name inside": {"top1": {(1, 2): 3}},
+}
+
+
+@pytest.mark.parametrize("about", UNWRITABLE)
+def test_a_card_that_is_no_json_leaves_the_old_files_whole(about: str, tmp_path: Path) -> None:
+    """Mutant: the tensors are written before the text of the card is made."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    first, second = (compress(net, recipe, example_inputs=(torch.zeros(1, 8),)) for recipe in ("dense", "rtn:w4"))
+    file = tmp_path / "net.safetensors"
+    save(first, file)
+    entry = next(iter(UNWRITABLE[about]))
+    with pytest.raises(CheckpointError, match=re.escape(f"an entry {entry!r} (")) as caught:
+        save(second, file, about=UNWRITABLE[about])  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value), str(caught.value)
+    with pytest.raises(CheckpointError, match="card whose model is None, should be text"):
+        save(second, file, model=None)  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 2, f"{list(tmp_path.iterdir())} left behind"
+    assert str(load(file, model=net).recipe) == "dense", "the file that was there is another one now"
+
+
+@pytest.mark.parametrize("kind", ["below a file", "card is a folder", "name too long", "no room"])
+def test_files_that_cannot_be_written_are_one_clear_error(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    made, other = (compress(net, recipe, example_inputs=(torch.zeros(1, 8),)) for recipe in ("dense", "rtn:w4"))
+    file = tmp_path / "net.safetensors"
+    if kind == "below a file":
+        (tmp_path / "plain").write_text("plain")
+        file = tmp_path / "plain" / "net.safetensors"
+    elif kind == "card is a folder":
+        file.with_suffix(".json").mkdir()
+    elif kind == "name too long":
+        file = tmp_path / f"{'n' * 300}.safetensors"
+    else:
+        save(made, file)
+        whole = Path.write_bytes
+
+        def full(path: Path, content: bytes) -> int:
+            if ".json" in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="should be") as caught:
+        save(other, file)
+    assert "\n" not in str(caught.value), str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before, f"{sorted(tmp_path.rglob('*'))}, should be {before}"
+    if kind == "no room":
+        assert str(load(file, model=net).recipe) == "dense", "the file that was there is another one now"
+
+
+def test_a_class_is_no_model_to_load_into(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 4))
+    save(compress(net, "dense", example_inputs=(torch.zeros(1, 8),)), tmp_path / "net.safetensors")
+    with pytest.raises(ModelError, match=r"load: a model of type type, should be a torch.nn.Module, .* \[Linear\]"):
+        load(tmp_path / "net.safetensors", model=nn.Linear)  # type: ignore[arg-type]
+
+
 class Remembers(nn.Linear):
     def get_extra_state(self) -> dict[str, int]:
         return {"version": 3}
@@ -270,6 +348,36 @@ def test_a_spoilt_file_is_one_clear_error(spoilt: str, whole: Path, tmp_path: Pa
         load(file)
     assert "\n" not in str(caught.value), str(caught.value)
     assert str(file.with_suffix("")) in str(caught.value), f"{caught.value} should name the file"
+
+
+SPOILT_RANGES = {
+    "no range for a weight": (_ranges(**{"classifier.weight": None}), "ranges without classifier.weight"),
+    "no range for an activation": (_ranges(**{"activation:input": None}), "ranges without activation:input"),
+    "range below the codes": (
+        _ranges(**{"classifier.weight": [-7, 7, 0]}),
+        "classifier.weight from -7 to 7, codes from -127 to 127",
+    ),
+    "range below the zero point": (
+        _ranges(**{"activation:input": [0, 1, None]}),
+        "activation:input from 0 to 1, codes from",
+    ),
+    "a type beside scales": (_card(dtype="bf16", ranges={}), "ranges without"),
+    "format of another version": (_card(format=99), "a card of format 99, should be 1, "),
+    "text for a format": (_card(format="1"), "a card of format '1', should be 1, "),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT_RANGES)
+def test_a_card_that_would_read_codes_otherwise_is_refused(spoilt: str, whole: Path, tmp_path: Path) -> None:
+    file = tmp_path / whole.name
+    for part in (whole, whole.with_suffix(".json")):
+        shutil.copy(part, tmp_path)
+    spoil, message = SPOILT_RANGES[spoilt]
+    spoil(file)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(file)
+    assert "\n" not in str(caught.value), str(caught.value)
+    assert str(file.with_suffix(".json")) in str(caught.value), f"{caught.value} should name the card"
 
 
 SPOILT_NARROW = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pruning_bench.errors import CheckpointError, PruningBenchError
+from pruning_bench.errors import CheckpointError, PruningBenchError, one_line
 from pruning_bench.models.contract import build_model
 from pruning_bench.models.packing import unpack
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 WHO = "checkpoint"
 ENDING = ".safetensors"
+FORMAT = 1  # of the card, where it tells one
 _PICKLE_ENDS = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 _HEADER = b"{"  # the ninth byte of a safetensors file, behind the length of its header
@@ -58,19 +60,44 @@ def save_checkpoint(model: nn.Module, card: Mapping[str, Any], path: Path) -> di
 
 
 def write_checkpoint(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file."""
+    """Writes named tensors to `path` and the card beside it; returns the card with the sha256 of the tensors' file.
+
+    Raises:
+        CheckpointError: another name, a card that is no JSON, or files that cannot be written; older ones stay then.
+    """
     _refuse_pickle(path)
-    if path.is_dir():
-        raise CheckpointError(WHO, "a directory", "the name of a file", str(path))
+    with _writing(path):
+        _refuse_folder(path)
     if path.suffix != ENDING:
         expected = f"a name ending in {ENDING}, beside which the card ends in .json"
         raise CheckpointError(WHO, f"a file {path.name}", expected, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_suffix(".json")
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     full = {**card, "sha256": hashlib.sha256(content).hexdigest()}
-    _replace(path, content)
-    _replace(path.with_suffix(".json"), (json.dumps(full, indent=1) + "\n").encode())
+    text = _text_of(full, place)
+    with _writing(path):
+        _refuse_folder(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace({path: content, place: text})
     return full
+
+
+def _text_of(card: Mapping[str, Any], place: Path) -> bytes:
+    """The card as JSON; raises `CheckpointError` that names the first entry that is none, or that no card has so."""
+    _check_kinds(card, place)
+    for name, value in card.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            found = f"an entry {name!r:.40} ({one_line(error)})"
+            raise CheckpointError(WHO, found, "what JSON holds: texts, numbers, lists, objects", str(place)) from error
+    return (json.dumps(card, indent=1) + "\n").encode()
+
+
+def _check_kinds(card: Mapping[str, Any], place: Path) -> None:
+    for key, kind in _NEEDED.items():
+        if key in card and not isinstance(card[key], kind):
+            raise CheckpointError(WHO, f"card whose {key} is {card[key]!r:.40}", _KINDS[kind], str(place))
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -87,9 +114,10 @@ def read_card(path: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in card] if isinstance(card, dict) else list(_NEEDED)
     if missing:
         raise CheckpointError(WHO, f"card without {', '.join(missing)}", "a whole card", str(place))
-    for key, kind in _NEEDED.items():
-        if not isinstance(card[key], kind):
-            raise CheckpointError(WHO, f"card whose {key} is {card[key]!r:.40}", _KINDS[kind], str(place))
+    _check_kinds(card, place)
+    if card.get("format", FORMAT) != FORMAT:
+        found, expected = f"a card of format {card['format']!r:.40}", f"{FORMAT}, all that this pruning_bench reads"
+        raise CheckpointError(WHO, found, expected, str(place))
     return dict(card)
 
 
@@ -160,7 +188,30 @@ def _require_file(path: Path) -> None:
         raise CheckpointError(WHO, found, "a safetensors file", str(path))
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(WHO, "a directory", "the name of a file", str(path))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the operating system says against files at `path` is a `CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(WHO, error.strerror or str(error), "a file that can be written", str(path)) from error
+
+
+def _replace(contents: Mapping[Path, bytes]) -> None:
+    """Writes files beside each other, all of them before the first one takes its place."""
+    partials = {path: path.with_name(f"{path.name}.partial") for path in contents}
+    try:
+        for path, partial in partials.items():
+            partial.write_bytes(contents[path])
+        for path, partial in partials.items():
+            os.replace(partial, path)
+    except OSError:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink()
+        raise

@@ -8,6 +8,7 @@ Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework, CVPR 2020, arXiv 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -84,7 +85,7 @@ def output_errors(
         candidates: weight -> {bits -> affine}.
         batches: of the model's inputs.
     Raises:
-        ModelError: an output that is no tensor or not finite.
+        ModelError: an output that is no tensor, not finite, or so large that the square of an error is not.
     """
     model, weights = prepared.folded, prepared.weights
     before = [_output(model(*fresh(batch)), who) for batch in batches]
@@ -97,6 +98,8 @@ def output_errors(
             rounded = {name: fake_quantize(weights[name], affine)}
             after = [_output(functional_call(model, rounded, fresh(batch)), who) for batch in batches]
             noise = sum(float((a - b).square().sum(dtype=torch.float64)) for a, b in zip(after, before, strict=True))
+            if not math.isfinite(noise):
+                raise ModelError(who, f"errors at {bits} bits whose squares are not finite", "smaller outputs", name)
             errors[name][bits] = noise / total
     return errors
 

@@ -27,12 +27,17 @@ from pruning_bench.runtimes import inductor, onednn
 from pruning_bench.runtimes.contract import (
     Kernel,
     Session,
+    bound_call,
+    check_exported,
+    check_request,
+    checked,
     clock_of,
     reason_without_device,
     refuse_dynamic,
     refuse_float8,
     runtime,
     torch_threads,
+    works_in_place,
 )
 
 if TYPE_CHECKING:
@@ -75,33 +80,37 @@ class Compiled:
         Raises:
             UnavailableError: no such device, no compiler, inputs quantized at run time, 8-bit floats; for int8: no
                 torchao, or not on the CPU.
-            ModelError, PlanError: the model cannot be exported or compiled.
+            LevelError: no such number of threads.
+            ModelError, PlanError: the model cannot be exported or compiled, or returns no tensor with the examples
+                first.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
+        check_request(example_inputs, threads, self.name)
         refuse_dynamic(self.name, compressed)
         refuse_float8(self.name, compressed)
         graph = _graph(compressed, example_inputs, device)
-        inputs = tuple(value.to(device) for value in example_inputs)
+        inputs = tuple(value.to(device, copy=True) for value in example_inputs)
+        in_place = works_in_place(graph, inputs)
         call, kernels = self._compiled(graph, inputs, compressed, threads)
         count = len(inputs[0])
 
         def run(*inputs: Tensor) -> Tensor:
-            _check(inputs, example_inputs)
             with torch_threads(threads), torch.inference_mode():
-                return torch.cat([call(*part).cpu() for part in _parts(inputs, count, device)])[: len(inputs[0])]
+                outputs = [call(*(x.to(device, copy=in_place) for x in part)) for part in _parts(inputs, count)]
+                return torch.cat([output.cpu() for output in outputs])[: len(inputs[0])]
 
         def bind(*inputs: Tensor) -> Callable[[], object]:
-            _check(inputs, example_inputs)
-            bound = tuple(value.to(device, copy=True) for value in inputs)
+            copies = tuple(value.to(device, copy=True) for value in inputs)
             timed = call
-            if any(value.shape != example.shape for value, example in zip(bound, example_inputs, strict=True)):
-                timed, _ = self._compiled(_graph(compressed, example_inputs, device), bound, compressed, threads)
+            if any(value.shape != example.shape for value, example in zip(inputs, example_inputs, strict=True)):
+                timed, _ = self._compiled(_graph(compressed, example_inputs, device), copies, compressed, threads)
             torch.set_num_threads(threads)
-            inductor.check_compiled(timed, bound, self.name)
-            return torch.inference_mode()(lambda: timed(*bound))
+            inductor.check_compiled(timed, copies, self.name)
+            return bound_call(timed, inputs, device, in_place=in_place)
 
-        return Session(run, bind, kernels, clock=clock_of(device), concurrent=device == "cpu")
+        session = Session(run, bind, kernels, clock=clock_of(device), concurrent=device == "cpu")
+        return checked(session, example_inputs, self.name)
 
     def _compiled(
         self, graph: fx.GraphModule, inputs: tuple[Tensor, ...], compressed: Compressed, threads: int
@@ -119,7 +128,7 @@ def _graph(compressed: Compressed, example_inputs: tuple[Tensor, ...], device: s
 
     It is exported once for all threads; every call gives a module that shares its graph and weights, to be left as they
     are, and has code of its own, which torch has not compiled yet. It does not check its inputs, as an exported module
-    does in Python at each call: `_check` does, where no time is taken.
+    does in Python at each call: the session does, where no time is taken.
     """
     graphs = _GRAPHS.setdefault(compressed, {})
     kind = (device, *((value.shape, value.dtype) for value in example_inputs))
@@ -138,21 +147,14 @@ def _exported(compressed: Compressed, example_inputs: tuple[Tensor, ...], device
         from pruning_bench.quantization.decomposed import Decomposed
 
         model = lower(plan, model, example_inputs, Decomposed())
-    module = runnable(export(model, example_inputs))[0]
+    program = export(model, example_inputs)
+    check_exported(program, Compiled.name)
+    module = runnable(program)[0]
     return module if device == "cpu" else copy.deepcopy(module).to(device)  # it shares the model's own tensors
 
 
-def _check(inputs: tuple[Tensor, ...], examples: tuple[Tensor, ...]) -> None:
-    """Refuses what torch would compile for anew: inputs that are unlike the examples in more than their batch."""
-    found, expected = ([(list(x.shape[1:]), x.dtype) for x in side] for side in (inputs, examples))
-    if found != expected:
-        say = [", ".join(f"{dtype} {shape}" for shape, dtype in side) for side in (found, expected)]
-        raise ModelError(Compiled.name, f"inputs {say[0]} behind the batch", f"{say[1]}, as the examples")
-
-
-def _parts(inputs: tuple[Tensor, ...], count: int, device: str) -> list[tuple[Tensor, ...]]:
+def _parts(inputs: tuple[Tensor, ...], count: int) -> list[tuple[Tensor, ...]]:
     """The inputs in batches of `count`, the last one filled up with its last example."""
     missing = -len(inputs[0]) % count
     whole = [torch.cat([value, *[value[-1:]] * missing]) if missing else value for value in inputs]
-    starts = range(0, len(whole[0]), count)
-    return [tuple(value[start : start + count].to(device) for value in whole) for start in starts]
+    return [tuple(value[start : start + count] for value in whole) for start in range(0, len(whole[0]), count)]

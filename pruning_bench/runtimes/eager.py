@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,7 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruning_bench.errors import ModelError, UnavailableError, one_line
-from pruning_bench.runtimes.contract import Kernel, Session, clock_of, reason_without_device, runtime, torch_threads
+from pruning_bench.runtimes.contract import (
+    Kernel,
+    Session,
+    bound_call,
+    check_output,
+    check_request,
+    checked,
+    clock_of,
+    reason_without_device,
+    runtime,
+    torch_threads,
+    versioned,
+)
 from pruning_bench.runtimes.semi_structured import sparsify
 
 if TYPE_CHECKING:
@@ -53,35 +66,38 @@ class Eager:
 
         Raises:
             UnavailableError: no such device.
+            LevelError: no such number of threads.
+            ModelError: a model that does not run on the example inputs, or returns no tensor with the examples first.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
+        check_request(example_inputs, threads, self.name)
         model = compressed.model.eval()
         sparse: tuple[Kernel, ...] = ()
         if device != "cpu":
             model = copy.deepcopy(model).to(device)
             sparse = sparsify(model)
 
-        kernels, stateless = _forward(model, tuple(value.to(device) for value in example_inputs))
+        seen = _forward(model, tuple(value.to(device) for value in example_inputs))
 
         def run(*inputs: Tensor) -> Tensor:
             with torch_threads(threads), torch.inference_mode():
-                output: Tensor = model(*(value.to(device) for value in inputs))
+                output: Tensor = model(*(value.to(device, copy=seen.in_place) for value in inputs))
                 return output.cpu()
 
         def bind(*inputs: Tensor) -> Callable[[], object]:
             torch.set_num_threads(threads)
-            bound = tuple(value.to(device, copy=True) for value in inputs)
-            return torch.inference_mode()(lambda: model(*bound))
+            return bound_call(model, inputs, device, in_place=seen.in_place)
 
-        return Session(
+        session = Session(
             run,
             bind,
-            kernels + sparse,
+            seen.kernels + sparse,
             timed=compressed.quant_plan is None or compressed.quant_plan.dtype is not None,
             clock=clock_of(device),
-            concurrent=device == "cpu" and stateless,
+            concurrent=device == "cpu" and seen.stateless,
         )
+        return checked(session, example_inputs, self.name)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -120,16 +136,33 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Kernel, ...], bool]:
-    """The ATen operators that one forward runs, with the type that they give; and whether it leaves all as it was."""
+@dataclass(frozen=True)
+class _Forward:
+    """What one forward shows.
+
+    Args:
+        kernels: the ATen operators that run, with the type that they give.
+        stateless: it leaves the model as it was.
+        in_place: it changes its inputs.
+    """
+
+    kernels: tuple[Kernel, ...]
+    stateless: bool
+    in_place: bool
+
+
+def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Forward:
     recorder, before = _Recorder(model), _state_of(model)
+    copies, versions = versioned(inputs)
     try:
         with torch.inference_mode(), recorder.following(), recorder:
-            model(*inputs)
+            output = model(*copies)
     except Exception as error:
         found = f"{type(error).__name__}: {one_line(error)}"
         raise ModelError("eager", found, "a model that runs on its example inputs", recorder.inside[-1]) from error
-    return tuple(recorder.kernels), _state_of(model) == before
+    check_output(output, inputs, "eager")
+    in_place = [value._version for value in copies] != versions
+    return _Forward(tuple(recorder.kernels), _state_of(model) == before, in_place)
 
 
 def _state_of(model: nn.Module) -> list[tuple[object, ...]]:

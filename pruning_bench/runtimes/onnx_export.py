@@ -16,10 +16,12 @@ from pruning_bench.graphs import export
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.places import layer_at
 from pruning_bench.quantization.qdq import NIBBLES, OPSET, to_qdq
+from pruning_bench.runtimes.contract import check_exported
 
 if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
+WHO = "onnx"
 EXPORTERS = ("torch", "onnx", "onnxscript")
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
 
@@ -61,13 +63,14 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
     Args:
         saturating: see `qdq.Layer`.
     Raises:
-        ModelError: the model cannot be exported.
+        ModelError: the model cannot be exported, or returns no tensor with the examples first.
         PlanError: the plan does not fit the model, or has activations that are not integers of 8 bits.
     """
     plan = compressed.quant_plan if compressed.quant_plan and compressed.quant_plan.dtype is None else QuantPlan({})
     lowered = to_qdq(plan, compressed.float_model, example_inputs, saturating=saturating)
     program = export(lowered, example_inputs)
-    names = [f"input_{index}" if index else "input" for index in range(len(example_inputs))]
+    check_exported(program, WHO)
+    names = input_names(len(example_inputs))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own code
         made = torch.onnx.export(
@@ -84,6 +87,16 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
                 output.name = f"{node.name}{SEPARATOR}{output.index()}"  # some fusions name a node after what it gives
     content: bytes = made.model_proto.SerializeToString()
     return content
+
+
+def input_names(count: int) -> list[str]:
+    """Of so many arguments of the model.
+
+    Example:
+        >>> input_names(3)
+        ['input', 'input_1', 'input_2']
+    """
+    return [f"input_{index}" if index else "input" for index in range(count)]
 
 
 def _narrow(value: Any) -> None:

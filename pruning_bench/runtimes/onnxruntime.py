@@ -20,11 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.quantization.blocked import BLOCK
 from pruning_bench.quantization.lower import INTEGER, Rule
 from pruning_bench.quantization.qdq import OPSET
-from pruning_bench.runtimes.contract import Kernel, Session, refuse_float8, runtime
+from pruning_bench.runtimes.contract import (
+    Kernel,
+    Session,
+    check_request,
+    checked,
+    refuse_float8,
+    refuse_other_floats,
+    runtime,
+)
 from pruning_bench.runtimes.kernels import list_kernels
 
 if TYPE_CHECKING:
@@ -65,17 +73,21 @@ class OnnxRuntime:
 
         Raises:
             UnavailableError: not installed, another device than the CPU, or floating-point types other than float32.
-            ModelError, PlanError: see `onnx_export.export_onnx`.
+            LevelError: no such number of threads.
+            ModelError, PlanError: see `onnx_export.export_onnx` and `session_from`.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
+        check_request(example_inputs, threads, self.name)
         if compressed.quant_plan is not None and compressed.quant_plan.dtype is not None:
             reason = f"its CPU provider computes in float32 alone, not in {compressed.quant_plan.dtype}"
             raise UnavailableError(self.name, reason, "a cast on the runtimes eager, compiled or openvino")
         refuse_float8(self.name, compressed)
+        refuse_other_floats(self.name, compressed)
         from pruning_bench.runtimes.onnx_export import exported
 
-        return session_from(exported(compressed, example_inputs, saturating=sums_saturate()), threads)
+        session = session_from(exported(compressed, example_inputs, saturating=sums_saturate()), threads)
+        return checked(session, example_inputs, self.name)
 
 
 @functools.cache
@@ -108,6 +120,8 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
     Args:
         threads: of the one pool that runs each operator; they sleep when idle, so as not to disturb what runs next.
         listing: say which kernels run (costs the time to write and read the optimized graph).
+    Raises:
+        ModelError: onnxruntime does not load it.
     """
     import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
 
@@ -123,7 +137,13 @@ def session_from(model: bytes | Path, threads: int = 1, *, listing: bool = True)
         optimized = Path(folder) / "optimized.onnx"
         if listing:
             options.optimized_model_filepath = str(optimized)
-        inner = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED)
+        try:
+            inner = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
+            )
+        except Exception as error:
+            found = " ".join(str(error).split())
+            raise ModelError(OnnxRuntime.name, found, "a model that it has kernels for") from error
         kernels: tuple[Kernel, ...] = list_kernels(optimized.read_bytes()) if listing else ()
     return Session(run=_runner(inner), bind=_binder(inner), kernels=kernels, concurrent=True)
 

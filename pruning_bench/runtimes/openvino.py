@@ -22,10 +22,19 @@ import torch
 from torch import Tensor
 
 from pruning_bench.environment import cores
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.quantization.lower import Rule
 from pruning_bench.runtimes import onednn
-from pruning_bench.runtimes.contract import Kernel, Session, refuse_dynamic, refuse_float8, runtime
+from pruning_bench.runtimes.contract import (
+    Kernel,
+    Session,
+    check_request,
+    checked,
+    refuse_dynamic,
+    refuse_float8,
+    refuse_other_floats,
+    runtime,
+)
 from pruning_bench.runtimes.kernels import layer_of, multiplies
 
 if TYPE_CHECKING:
@@ -36,6 +45,15 @@ INSTALL = "python -m pip install openvino onnx onnxscript"
 HINTS = {None: "f32", "bf16": "bf16", "fp16": "f16"}  # by the plan's dtype
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # as the CPU device names what it computes in
 FUSED = "Subgraph"  # a kernel that is compiled for several operators
+_PLACES = (
+    "Exception from",
+    "Check '",
+    "FrontEnd API failed",
+    "Model wasn't fully converted",
+    "While validating",
+    "Summary:",
+    "Conversion is failed",
+)
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32"}
 _PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also of float layers: what they read
 
@@ -77,12 +95,15 @@ class OpenVino:
         Raises:
             UnavailableError: not installed, another device than the CPU, inputs quantized at run time, 8-bit floats, or
                 a cast that this CPU has no kernels for.
-            ModelError, PlanError: see `onnx_export.export_onnx`.
+            LevelError: no such number of threads.
+            ModelError, PlanError: see `onnx_export.export_onnx`; or openvino does not compile it.
         """
         if reason := self.available(device):
             raise UnavailableError(self.name, reason, "available")
+        check_request(example_inputs, threads, self.name)
         refuse_dynamic(self.name, compressed)
         refuse_float8(self.name, compressed)
+        refuse_other_floats(self.name, compressed)
         dtype = compressed.quant_plan.dtype if compressed.quant_plan else None
         if dtype is not None and CAPABILITIES[dtype] not in capabilities():
             found = f"this CPU computes in {', '.join(sorted(capabilities()))}, not in {dtype}"
@@ -93,7 +114,7 @@ class OpenVino:
         timed = Models(content, threads, HINTS[dtype])
         many = Models(content, threads, HINTS[dtype], streams=max(1, cores() // threads))
         kernels = list_kernels(timed.compiled(example_inputs))
-        return Session(_runner(many), _binder(timed), kernels, concurrent=True)
+        return checked(Session(_runner(many), _binder(timed), kernels, concurrent=True), example_inputs, self.name)
 
 
 class Models:
@@ -118,14 +139,41 @@ class Models:
         self._lock = threading.Lock()
 
     def compiled(self, inputs: tuple[Tensor, ...]) -> Any:
-        """The `openvino.CompiledModel` for inputs of these shapes."""
+        """The `openvino.CompiledModel` for inputs of these shapes; raises `ModelError` where it makes none."""
         shapes = tuple(value.shape for value in inputs)
         with self._lock:
             if shapes not in self._made:
-                model = core().read_model(io.BytesIO(self._content))
-                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
-                self._made[shapes] = core().compile_model(model, "CPU", self._options)
+                try:
+                    self._made[shapes] = self._compiled(inputs)
+                except RuntimeError as error:
+                    raise ModelError(OpenVino.name, reason_of(str(error)), "a model that it compiles") from error
             return self._made[shapes]
+
+    def _compiled(self, inputs: tuple[Tensor, ...]) -> Any:
+        model = core().read_model(io.BytesIO(self._content))
+        model.reshape({port: list(value.shape) for port, value in zip(model.inputs, read(model, inputs), strict=True)})
+        return core().compile_model(model, "CPU", self._options)
+
+
+def read(model: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs in the order of a model's ports, which openvino leaves out where nothing reads an input."""
+    if len(model.inputs) == len(inputs):
+        return inputs
+    from pruning_bench.runtimes.onnx_export import input_names
+
+    named = dict(zip(input_names(len(inputs)), inputs, strict=True))
+    return tuple(next(value for name, value in named.items() if name in port.names) for port in model.inputs)
+
+
+def reason_of(text: str) -> str:
+    """What openvino says in one line, without the places in its own code.
+
+    Example:
+        >>> reason_of("Exception from core.cpp:105:\\n-- Pad-21 with a message:\\nUnsupported padding mode: [wrap]\\n")
+        'Pad-21 with a message: Unsupported padding mode: [wrap]'
+    """
+    lines = [line.strip().removeprefix("-- ") for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(_PLACES)) or " ".join(text.split())
 
 
 @functools.cache
@@ -179,8 +227,9 @@ def kernels_of(node: Mapping[str, str]) -> tuple[Kernel, ...]:
 
 def _runner(models: Models) -> Callable[..., Tensor]:
     def run(*inputs: Tensor) -> Tensor:
-        request = models.compiled(inputs).create_infer_request()
-        outputs = request.infer([_array(value) for value in inputs], share_inputs=True)
+        model = models.compiled(inputs)
+        arrays = [_array(value) for value in read(model, inputs)]
+        outputs = model.create_infer_request().infer(arrays, share_inputs=True)
         return torch.from_numpy(np.asarray(outputs[0]))
 
     return run
@@ -190,8 +239,9 @@ def _binder(models: Models) -> Callable[..., Callable[[], object]]:
     def bind(*inputs: Tensor) -> Callable[[], object]:
         import openvino as ov  # type: ignore[import-untyped,unused-ignore]
 
-        request = models.compiled(inputs).create_infer_request()
-        for index, value in enumerate(inputs):
+        model = models.compiled(inputs)
+        request = model.create_infer_request()
+        for index, value in enumerate(read(model, inputs)):
             request.set_input_tensor(index, ov.Tensor(_array(value).copy()))
 
         def call() -> object:

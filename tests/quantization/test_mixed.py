@@ -162,3 +162,6 @@ def test_bad_levels_options_and_data_are_said() -> None:
     bad = [(torch.full((2, 3, 8, 8), float("nan")),)]
     with pytest.raises(ModelError, match="mixed: 384 non-finite values in a calibration batch"):
         Mixed().plan(model, "w4", replace(context, calibration=bad))
+    large = [(torch.full((2, 3, 8, 8), 1e30),)]
+    with pytest.raises(ModelError, match=r"mixed: errors at 2 bits whose squares are not finite, .* \[conv1.weight\]"):
+        Mixed().plan(model, "w4", replace(context, calibration=large))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pruning_bench.conformance.quantization_checks import ExampleNet, example, randomise
 from pruning_bench.conformance.runtime_checks import codes_off
 from pruning_bench.contracts import Context
-from pruning_bench.errors import PlanError, UnavailableError
+from pruning_bench.errors import ModelError, PlanError, UnavailableError
 from pruning_bench.models.contract import build_model
 from pruning_bench.models.image_classifier import image_classifier
 from pruning_bench.models.resnet20 import resnet20
@@ -336,3 +336,9 @@ def test_it_says_what_a_cpu_that_clips_means(saturates: bool, monkeypatch: pytes
     remarks = OnnxRuntime().remarks()
     assert bool(remarks) == saturates, f"{remarks}, should be one only where sums are clipped"
     assert all("w7a8" in remark and "\n" not in remark for remark in remarks), f"{remarks} should name the way out"
+
+
+def test_a_file_that_it_does_not_load_is_one_line() -> None:
+    with pytest.raises(ModelError, match=r"^onnxruntime: .*, should be a model that it has kernels for") as caught:
+        session_from(b"no model")
+    assert "\n" not in str(caught.value), str(caught.value)

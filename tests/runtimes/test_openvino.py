@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning_bench.conformance.quantization_checks import ExampleNet, example, example_images
 from pruning_bench.conformance.runtime_checks import codes_off
-from pruning_bench.errors import UnavailableError
+from pruning_bench.errors import ModelError, UnavailableError
 from pruning_bench.quantization.contract import QuantPlan
 from pruning_bench.quantization.lower import Rule
 from pruning_bench.quantization.methods.static import Static
@@ -162,6 +162,36 @@ def test_a_cast_runs_where_it_can(case: Case) -> None:
         pytest.skip("no bf16 instructions here")
     kernels = case.session(QuantPlan({}, dtype="bf16")).kernels
     assert "bfloat16" in {kernel.dtype for kernel in kernels}, f"{kernels}"
+
+
+class Second(nn.Module):
+    """Reads its second input alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, ignored: Tensor, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@here
+def test_inputs_that_nothing_reads_are_left_out() -> None:
+    """Mutant: the first input goes to the only port."""
+    model, x = Second().eval(), torch.randn(3, 4)
+    session = OpenVino().build(Made(model), (torch.zeros(1, 7), x[:1]))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        expected = model(x, x)
+    assert off(session.run(torch.zeros(3, 7), x), expected) < SAME, "another output"
+    session.bind(torch.zeros(1, 7), x[:1])()
+
+
+@here
+def test_a_model_that_it_does_not_convert_is_one_line() -> None:
+    model = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").eval()
+    with pytest.raises(ModelError, match=r"^openvino: .*Unsupported padding mode: \[wrap\]") as caught:
+        OpenVino().build(Made(model), (torch.zeros(1, 3, 8, 8),))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value), str(caught.value)
 
 
 def test_other_devices_and_a_missing_package_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
