@@ -300,7 +300,7 @@ def run_own(definition: ReferenceModel, model: Callable[..., object], inputs: tu
     """What a user's model returns for some of its examples; raises `ModelError` where it does not run on them."""
     try:
         with torch.inference_mode():
-            return model(*inputs)
+            return model(*(value.clone() for value in inputs))  # it may work in place on them, and they are the data's
     except PruningBenchError:
         raise
     except Exception as problem:

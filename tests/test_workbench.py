@@ -15,7 +15,7 @@ from pruning_bench.datasets.contract import Dataset, Tensors
 from pruning_bench.errors import DataError, ModelError
 from pruning_bench.registry import MODELS, RUNTIMES
 from pruning_bench.runtimes.contract import Session
-from pruning_bench.workbench import QUALITY_BATCH, Workbench
+from pruning_bench.workbench import QUALITY_BATCH, Workbench, run_own
 
 CASE = parse_id("image_classifier-fashion_mnist/dense/eager")
 COUNT = 3 * QUALITY_BATCH + 5
@@ -135,6 +135,14 @@ def test_only_inputs_that_spoil_outputs_are_refused(bench: Workbench, spoils: bo
         return
     with pytest.raises(DataError, match=r"theirs: test: input 1 of example 13 NaN or infinite, .* \[here\]"):
         bench._check_inputs(Attention(), CASE, "theirs: test", "here")
+
+
+def test_an_own_model_that_works_in_place_leaves_the_data() -> None:
+    x = torch.ones(2, 3)
+    made = run_own(MODELS[CASE.model], lambda value: value.mul_(2), (x,))
+    assert isinstance(made, Tensor), f"{made}"
+    assert made.sum() == 12, f"{made}"
+    assert x.sum() == 6, f"the data is {x} now"
 
 
 def test_a_quantized_model_is_compared_with_what_was_quantized(bench: Workbench) -> None:

@@ -11,7 +11,8 @@ from pruning_bench.runtimes.contract import Kernel
 QUANTIZES_ITSELF = frozenset({"DynamicQuantizeMatMul", "MatMulNBits"})  # read float and multiply codes
 # Operators that multiply by weights, under the names that ONNX, the fusions of the runtimes and ATen give them.
 _MULTIPLIES = re.compile(
-    r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnected|dequantize_per_channel|addmm|\bb?mm\b", re.IGNORECASE
+    r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnected|dequantize_per_channel|addmm|\bb?mm\b|rnn|gru|lstm",
+    re.IGNORECASE,
 )
 _NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -36,8 +37,8 @@ def multiplies(operator: str) -> bool:
     """Is it a convolution, a linear layer or another product?
 
     Example:
-        >>> [name for name in ("FusedConv", "onednn.qlinear_pointwise", "QuantizeLinear") if multiplies(name)]
-        ['FusedConv', 'onednn.qlinear_pointwise']
+        >>> [name for name in ("FusedConv", "onednn.qlinear_pointwise", "LSTM", "QuantizeLinear") if multiplies(name)]
+        ['FusedConv', 'onednn.qlinear_pointwise', 'LSTM']
     """
     return _MULTIPLIES.search(operator) is not None
 
