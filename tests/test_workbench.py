@@ -137,8 +137,9 @@ def test_only_inputs_that_spoil_outputs_are_refused(bench: Workbench, spoils: bo
         bench._check_inputs(Attention(), CASE, "theirs: test", "here")
 
 
-def test_an_own_model_that_works_in_place_leaves_the_data() -> None:
+def test_an_own_model_that_works_in_place_leaves_the_data(bench: Workbench) -> None:
     x = torch.ones(2, 3)
+    assert bench.dataset(CASE.dataset), "models are known from here on"
     made = run_own(MODELS[CASE.model], lambda value: value.mul_(2), (x,))
     assert isinstance(made, Tensor), f"{made}"
     assert made.sum() == 12, f"{made}"

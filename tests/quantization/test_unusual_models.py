@@ -184,7 +184,10 @@ def test_rounding_leaves_an_unusual_model_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if "average" in name or "norm" in name else [pytest.mark.slow]) for name in MODELS],
+)
 def test_a_runtime_computes_an_unusual_model(name: str, runtime: str) -> None:
     engine, model = RUNTIMES[runtime], built(name)
     if reason := engine.available():
