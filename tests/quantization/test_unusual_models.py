@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruning_bench import compress
+from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
 from pruning_bench.errors import ModelError
 from pruning_bench.graphs import operator
@@ -151,6 +152,11 @@ MODELS: dict[str, Callable[[], Net]] = {
     "an average with a divisor": lambda: between(lambda y: functional.avg_pool2d(y, 2, divisor_override=3)),
 }
 BATCH = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    discover()
 
 
 def made(model: nn.Module, recipe: str, batch: Tensor = BATCH) -> Compressed:
