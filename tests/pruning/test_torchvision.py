@@ -76,6 +76,6 @@ def test_a_model_without_values_is_refused_by_a_method_in_one_line() -> None:
     with torch.device("meta"):
         model, inputs = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 3),)
     with pytest.raises(ModelError, match=r"weights on the device meta, should be tensors with values \[0.weight\]"):
-        compress(model, "l1_filter:0.5", example_inputs=inputs)
+        compress(model, "l1_filter:0.5", example_inputs=(torch.ones(2, 3),))
     with pytest.raises(ModelError, match=r"weights on the device meta, should be tensors with values \[0.weight\]"):
         L1Filter().plan(model, 0.5, Context(inputs, torch.Generator()))
