@@ -49,7 +49,7 @@ def made(name: str, recipe: str, data: Split) -> Any:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ["resnet20", "image_classifier"])
+@pytest.mark.parametrize("name", [pytest.param("resnet20", marks=pytest.mark.slow), "image_classifier"])
 def test_a_saved_model_computes_the_same_when_loaded(name: str, recipe: str, data: Split, tmp_path: Path) -> None:
     compressed = made(name, recipe, data)
     file = tmp_path / "model.safetensors"

@@ -101,6 +101,7 @@ def own(pytester: pytest.Pytester, libraries_stay: None) -> Own:
     return Own(pytester)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_ids_is_measured_accepted_and_judged(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant is the method: spoiled, its score is REGRESSED against the baseline in the user's folder."""
     own.conftest(ENCODER + SPOILED)

@@ -104,6 +104,7 @@ def test_pruning_tables_and_later_steps(recipe: str, parts: list[str], change: s
         assert math.isfinite(part.sqnr), f"{part}: nothing changed"
 
 
+@pytest.mark.slow
 def test_of_a_step_on_a_pruned_model_the_pruned_one_is_the_signal() -> None:
     dense, pruned = found("static:w8a8"), found("magnitude:0.9+static:w8a8")
     assert pruned.whole.sqnr > 20, f"{pruned.whole.sqnr} dB: the pruning counts as noise"
@@ -205,6 +206,7 @@ def test_sqnr() -> None:
     assert sqnr(signal, worse) == pytest.approx(0.0, abs=1e-9), f"{sqnr(signal, worse)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cross_layer_equalization:w4,granularity=per_channel", "gptq:w4"])
 def test_a_layer_of_a_plan_that_writes_is_no_noisier_than_all(recipe: str) -> None:
     """Scaled seams stay whole, and rounded weights of other layers stay out."""

@@ -497,6 +497,7 @@ def test_what_only_simulates_integers_has_no_speed() -> None:
     assert "eager" not in quantization.runtimes()
 
 
+@pytest.mark.slow
 def test_every_recipe_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "PAIRS", 2)
     found = timing.times(tiny_lab(dense=timing.with_weights), "lenet5", "onnxruntime", RECIPES)

@@ -354,7 +354,14 @@ def test_sweeps_reject_their_mutants(name: str, check: checks.Check, mutant: Any
         check(mutant)
 
 
-@pytest.mark.parametrize("method", [Static(), Rtn(), Rtn(observer="mse")], ids=["static", "rtn", "rtn_mse"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(Static(), id="static"),
+        pytest.param(Rtn(), marks=pytest.mark.slow, id="rtn"),
+        pytest.param(Rtn(observer="mse"), marks=pytest.mark.slow, id="rtn_mse"),
+    ],
+)
 def test_shipped_methods_hold_over_bits_granularities_and_masks(method: Any) -> None:
     for _, check in sweeps.sweeps_for_quantization(method):
         check(method)

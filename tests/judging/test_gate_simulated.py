@@ -127,10 +127,12 @@ def check_one_slowdown_among_many():
     assert false == 0, f"{false} unchanged cases are called REGRESSED"
 
 
+@pytest.mark.slow
 def test_one_slowdown_among_many_unchanged_cases_is_found():
     check_one_slowdown_among_many()
 
 
+@pytest.mark.slow
 def test_one_among_many_would_be_missed_if_everything_counted(monkeypatch):
     from pruning_bench.judging import gate
 

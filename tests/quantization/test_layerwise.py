@@ -155,7 +155,14 @@ def keeps_what_is_asked_for(asks: Sequence[str]) -> None:
         assert torch.equal(patches, every[name]), f"{name} is shown other values than to those who asked before"
 
 
-@pytest.mark.parametrize("asks", [LAYERS, LAYERS[2:], LAYERS[3:4]], ids=["all", "from the third", "one"])
+@pytest.mark.parametrize(
+    "asks",
+    [
+        pytest.param(LAYERS, marks=pytest.mark.slow, id="all"),
+        pytest.param(LAYERS[2:], id="from the third"),
+        pytest.param(LAYERS[3:4], marks=pytest.mark.slow, id="one"),
+    ],
+)
 def test_the_float_model_runs_from_the_first_time_it_is_asked_for(asks: Sequence[str]) -> None:
     keeps_what_is_asked_for(asks)
 
@@ -185,8 +192,8 @@ def forked(self: Any, node: Any) -> Any:
 @pytest.mark.parametrize(
     ("at", "mutant", "message"),
     [
-        ("layers", from_the_start, "numbers of a batch are kept"),
-        ("_floats_at", none_of_its_own, "numbers of a batch are kept"),
+        pytest.param("layers", from_the_start, "numbers of a batch are kept", marks=pytest.mark.slow),
+        pytest.param("_floats_at", none_of_its_own, "numbers of a batch are kept", marks=pytest.mark.slow),
         ("_floats_at", forked, "is shown other values"),
     ],
     ids=["from the start", "none of its own", "forked"],

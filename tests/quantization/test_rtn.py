@@ -71,6 +71,7 @@ def test_one_group_a_row_is_per_channel() -> None:
         assert torch.equal(affine.scale, groups.weights[name].scale[:, 0]), f"{name}: {affine.scale}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Rtn(group=4), Rtn(symmetric=False)], ids=["per_group", "asymmetric"])
 def test_it_holds_every_law(method: Rtn) -> None:
     check_method(method)
@@ -111,7 +112,7 @@ def test_openvino_reads_codes_in_linear_layers(recipe: str, coded: int) -> None:
     check_runs("openvino", recipe, coded)
 
 
-@pytest.mark.parametrize("recipe", ["rtn:w3,group=7", "rtn:w3,symmetric=false"])
+@pytest.mark.parametrize("recipe", [pytest.param("rtn:w3,group=7", marks=pytest.mark.slow), "rtn:w3,symmetric=false"])
 def test_what_has_no_kernel_runs_in_float(recipe: str) -> None:
     check_runs("compiled", recipe, 0)
     check_runs("onnxruntime", recipe, 0)

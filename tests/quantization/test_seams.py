@@ -209,7 +209,11 @@ def test_bias_correction_writes_biases_alone_unless_it_equalizes() -> None:
     assert chain.writes.keys() >= {"a.weight", "a.bias", "f.bias"}, f"writes {list(chain.writes)}"
 
 
-METHODS = [CrossLayerEqualization(), BiasCorrection(), SmoothQuant(), Awq()]
+METHODS = [
+    SmoothQuant(),
+    Awq(),
+    *(pytest.param(m, marks=pytest.mark.slow) for m in (CrossLayerEqualization(), BiasCorrection())),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -182,6 +182,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_code_that_is_gone_is_not_timed() -> None:
     """torch would compile it again at the first call, otherwise than it was. In a process of its own: all code goes."""

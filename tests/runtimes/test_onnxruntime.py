@@ -108,7 +108,7 @@ def models() -> Models:
 NAMES = [*REFERENCE, "residual", "depthwise"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet20")) for n in NAMES])
 def test_float_equals_eager(name: str, models: Models) -> None:
     built = models[name]
     with torch.inference_mode():
