@@ -43,6 +43,10 @@ class LevelError(PruningBenchError):
     """A level (sparsity, bits, count) that a method cannot take."""
 
 
+class OptionError(PruningBenchError):
+    """An option of a method or a training that is outside what its type says."""
+
+
 class UnknownNameError(PruningBenchError):
     """A name that no registry holds."""
 

@@ -11,7 +11,6 @@ of the method's fields, numbers in their shortest spelling.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 import types
@@ -22,6 +21,7 @@ from typing import Any
 
 from pruning_bench.errors import RecipeError
 from pruning_bench.levels import WHO, Level, read_level, spell
+from pruning_bench.options import kinds, ranges
 from pruning_bench.registry import STEPS, Registry
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -191,7 +191,7 @@ class _Parser:
 
     def value(self, name: str, cls: type, key: str, start: int) -> Any:
         word = self.take(_VALUE, "a value")
-        kind = _kinds(cls)[key]
+        kind = kinds(cls)[key]
         try:
             return _read(kind, word)
         except (KeyError, ValueError):
@@ -216,12 +216,6 @@ class _Parser:
         return RecipeError(WHO, "end of text" if at >= len(self.text) else found, expected, self.text, at)
 
 
-@functools.cache
-def _kinds(cls: type) -> dict[str, Any]:
-    """The types of a method's options."""
-    return typing.get_type_hints(cls)
-
-
 def _read(kind: Any, word: str) -> Any:
     """The value of an option of type `kind`; raises `KeyError` or `ValueError` when the word spells none."""
     if typing.get_origin(kind) is typing.Literal:
@@ -235,8 +229,8 @@ def _read(kind: Any, word: str) -> Any:
         raise ValueError(word)
     if kind in (bool, type(None)):
         return {"true": True, "false": False}[word] if kind is bool else {"none": None}[word]
-    value = kind(word)
-    if isinstance(value, float) and not math.isfinite(value):
+    value = getattr(kind, "__origin__", kind)(word)
+    if (isinstance(value, float) and not math.isfinite(value)) or any(value not in allowed for allowed in ranges(kind)):
         raise ValueError(word)
     return value
 
@@ -248,4 +242,5 @@ def _choices(kind: Any) -> list[str]:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [word for arm in typing.get_args(kind) for word in _choices(arm)]
     words = {bool: ["true", "false"], type(None): ["none"]}
-    return words.get(kind) or [getattr(kind, "__name__", str(kind))]
+    named = getattr(kind, "__origin__", kind)
+    return words.get(kind) or [" ".join([getattr(named, "__name__", str(named)), *map(str, ranges(kind))])]

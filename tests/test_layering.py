@@ -21,7 +21,7 @@ ROOT = Path(pruning_bench.__file__).parent
 
 # From the bottom up. A name stands for a module or for all of a folder; the longest one that fits counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("", "errors", "registry", "records", "levels", "recipe", "environment", "progress"),
+    ("", "errors", "registry", "records", "levels", "options", "recipe", "environment", "progress"),
     ("contracts", "datasets.given", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
     ("quantization.contract", "training.contract", "runtimes.contract"),
     ("graphs", "datasets", "metrics", "models", "pruning", "quantization", "training", "runtimes"),
@@ -34,8 +34,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pytest_plugin", "suite_cases", "cli", "commands", "training.command"),
 )
 RESULTS = ("judging", "reporting")
-RESULTS_MAY_IMPORT = ("errors", "registry", "records", "levels", "recipe", "cases", *RESULTS)
-TORCH_FREE = ("errors", "registry", "records", "levels", "recipe", "environment", "cases", "pytest_plugin", *RESULTS)
+RESULTS_MAY_IMPORT = ("errors", "registry", "records", "levels", "options", "recipe", "cases", *RESULTS)
+TORCH_FREE = (
+    "errors",
+    "registry",
+    "records",
+    "levels",
+    "options",
+    "recipe",
+    "environment",
+    "cases",
+    "pytest_plugin",
+    *RESULTS,
+)
 TORCH = frozenset({"torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors"})
 REGISTERS = frozenset(
     [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.levels import sparsity_of
+from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.budgets import fit_budget, price_of, round_up
 from pruning_bench.pruning.contract import ChannelPlan
 from pruning_bench.pruning.couplings import Couplings, find_couplings
@@ -32,7 +33,7 @@ STEPS = 100  # to all channels, where a budget is measured: finer ones drown in 
 
 
 @dataclass(frozen=True)
-class ChannelOptions:
+class ChannelOptions(Checked):
     """The options of every channel method; a method is these and a score.
 
     A channel of each coupling always stays. A level that would leave none of one, as `pruned_count` rounds it, is an
@@ -52,14 +53,8 @@ class ChannelOptions:
 
     scope: Literal["layer", "global"] = "layer"
     budget: Literal["channels", "macs", "params", "latency"] = "channels"
-    round_to: int = 1
+    round_to: Count = 1
     name: ClassVar[str]
-
-    def require_at_least_one(self, *options: str) -> None:
-        """Raises `LevelError` for the first of these options that is below one."""
-        for option in options:
-            if getattr(self, option) < 1:
-                raise LevelError(self.name, f"{option} {getattr(self, option)}", "at least 1")
 
 
 def plan_channels(
@@ -77,11 +72,10 @@ def plan_channels(
         score: gives for every coupling, or some of them, finite values [channels]; the others stay whole.
         relative_time: what measures a budget of latency.
     Raises:
-        LevelError: a level or option out of range, a level that would empty a coupling, or a budget that cannot be met.
+        LevelError: a level out of range, a level that would empty a coupling, or a budget that cannot be met.
         ModelError: no channel can be removed, a weight or a score is not finite, the model cannot be exported.
     """
     sparsity = sparsity_of(method.name, level)
-    method.require_at_least_one("round_to")
     couplings = require_couplings(model, context.example_inputs)
     for producers in couplings.producers.values():
         for name, _ in producers:

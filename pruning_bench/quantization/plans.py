@@ -177,10 +177,8 @@ def choose_group(who: str, group: int, bits: Bits) -> int | None:
     """The option `group` of a method as `choose_weight` takes it: None for one scale per channel.
 
     Raises:
-        LevelError: below 0, or groups beside quantized activations.
+        LevelError: groups beside quantized activations.
     """
-    if group < 0:
-        raise LevelError(who, f"group {group}", "at least 0")
     if group and bits.activations is not None:
         raise LevelError(who, f"group {group} with {bits}", f"weights alone, such as w{bits.weights}")
     return group or None

@@ -7,20 +7,21 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pruning_bench.datasets.contract import Split
-from pruning_bench.errors import ModelError, PruningBenchError
+from pruning_bench.errors import ModelError
+from pruning_bench.options import Amount, BelowOne, Checked, Count, Pixels, Positive, Range
 
 Progress = Callable[[str, int, int], None]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) -> mean loss of a batch, in nats
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How to train.
 
     Args:
@@ -38,40 +39,24 @@ class TrainConfig:
         amp: the forward pass in bfloat16 autocast.
         seed: of the order, the augmentation and the dropout.
     Raises:
-        PruningBenchError: a value out of its range.
+        OptionError: a value out of its range.
     """
 
-    epochs: int = 16
-    batch: int = 128
-    lr: float = 0.05
+    name: ClassVar[str] = "train"
+
+    epochs: Count = 16
+    batch: Count = 128
+    lr: Positive = 0.05
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: BelowOne = 0.9
+    weight_decay: Amount = 5e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.1
-    label_smoothing: float = 0.1
-    shift: int = 2
+    warmup: BelowOne = 0.1
+    label_smoothing: BelowOne = 0.1
+    shift: Pixels = 2
     flip: bool = True
     amp: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[bool, str]] = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "a positive number"),
-            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
-            "schedule": (self.schedule in ("cosine", "linear", "constant"), "cosine, linear or constant"),
-            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
-            "shift": (self.shift >= 0, "at least 0"),
-            "seed": (0 <= self.seed < 2**63, "in [0, 2**63)"),
-        }
-        for name, (holds, expected) in ranges.items():
-            if not holds:
-                raise PruningBenchError("train", f"{name} {getattr(self, name)}", expected)
+    seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pruning_bench.errors import LevelError, PruningBenchError
+from pruning_bench.options import Amount, BelowOne, Checked, Count, Pixels, Positive
 from pruning_bench.pruning.masks import KeepPruned, current_masks
 from pruning_bench.training.loop import Loss, TrainConfig, make_optimizer, train_epoch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TuneOptions:
+class TuneOptions(Checked):
     """The options of steps that train: SGD with Nesterov momentum, cosine schedule. They suit some 5,000 images.
 
     Args:
@@ -35,25 +35,22 @@ class TuneOptions:
         amp: the forward pass in bfloat16.
     """
 
-    lr: float = 0.01
-    batch: int = 64
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    shift: int = 2
+    lr: Positive = 0.01
+    batch: Count = 64
+    momentum: BelowOne = 0.9
+    weight_decay: Amount = 5e-4
+    label_smoothing: BelowOne = 0.0
+    shift: Pixels = 2
     flip: bool = False
     amp: bool = False
 
     name: ClassVar[str]
 
     def config(self, epochs: int, generator: torch.Generator) -> TrainConfig:
-        """How to train for so many epochs, seeded by the generator; raises `LevelError` for options out of range."""
+        """How to train for so many epochs, seeded by the generator."""
         seed = int(torch.randint(2**62, (), generator=generator))
         options = {option.name: getattr(self, option.name) for option in dataclasses.fields(TuneOptions)}
-        try:
-            return TrainConfig(epochs=epochs, seed=seed, **options)
-        except PruningBenchError as problem:
-            raise LevelError(self.name, problem.found, problem.expected) from None
+        return TrainConfig(epochs=epochs, seed=seed, **options)
 
 
 class Tuning:

@@ -141,15 +141,12 @@ def test_zeros_would_not_stay_by_themselves() -> None:
 @pytest.mark.parametrize(
     ("method", "level", "message"),
     [
-        (Gptq(group=-1), "w4", "group -1, should be at least 0"),
         (Gptq(group=8), "w4a8", "group 8 with w4a8, should be weights alone, such as w4"),
-        (Gptq(damping=0.0), "w4", "damping 0.0, should be above 0"),
-        (Gptq(damping=float("nan")), "w4", "damping nan"),
         (Gptq(), "w9", "9 bits"),
         (Gptq(), 0.5, "level 0.5"),
     ],
 )
-def test_levels_and_options_out_of_range_are_refused(method: Gptq, level: Any, message: str) -> None:
+def test_levels_out_of_range_are_refused(method: Gptq, level: Any, message: str) -> None:
     with pytest.raises(LevelError, match=f"^gptq: {message}"):
         method.plan(ExampleNet(), level, example(method)[2])
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
+from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import prunable
 from pruning_bench.pruning.patterns import Scope, level_of, plan_masks
@@ -17,7 +17,7 @@ from pruning_bench.pruning.selection import LazyScores
 
 @pruning_method
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Checked):
     """Removes the weights of smallest absolute value: score = |w|.
 
     Args:
@@ -38,7 +38,7 @@ class Magnitude:
     """
 
     scope: Scope = "global"
-    block: int = 1
+    block: Count = 1
     name: ClassVar[str] = "magnitude"
     examples: ClassVar[tuple[str, ...]] = (
         "magnitude:0.5",
@@ -60,8 +60,6 @@ class Magnitude:
             level: the share removed of what earlier steps left, in [0, 1); or N of M: N of every M inputs stay.
         """
         read = level_of(self.name, level)
-        if self.block < 1:
-            raise LevelError(self.name, f"block {self.block}", "at least 1")
         weights = prunable(model, context.example_inputs)
         scores = LazyScores(weights, lambda name: weights[name].detach().abs())
         return plan_masks(scores, read, self.scope, context.earlier, self.block)

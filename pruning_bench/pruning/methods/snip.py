@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
+from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.gradients import mean_gradients
 from pruning_bench.pruning.masks import prunable
@@ -18,7 +18,7 @@ from pruning_bench.pruning.selection import LazyScores
 
 @pruning_method
 @dataclass(frozen=True)
-class Snip:
+class Snip(Checked):
     """Removes the weights of smallest connection sensitivity: score = |w * dL/dw|, L the mean cross-entropy.
 
     The gradient is taken in eval mode on `batches` batches of `batch` training examples.
@@ -41,8 +41,8 @@ class Snip:
     """
 
     scope: Scope = "global"
-    batches: int = 8
-    batch: int = 64
+    batches: Count = 8
+    batch: Count = 64
     name: ClassVar[str] = "snip"
     examples: ClassVar[tuple[str, ...]] = ("snip:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(
@@ -60,8 +60,6 @@ class Snip:
             level: the share removed of what earlier steps left, in [0, 1); or N of M: N of every M inputs stay.
         """
         read = level_of(self.name, level)
-        if min(self.batches, self.batch) < 1:
-            raise LevelError(self.name, f"batches {self.batches} of {self.batch}", "at least 1 of at least 1")
         weights = prunable(model, context.example_inputs)
         gradients = mean_gradients(model, context, self.name, batches=self.batches, batch=self.batch)
         scores = LazyScores(weights, lambda name: (weights[name].detach() * gradients[name]).abs())

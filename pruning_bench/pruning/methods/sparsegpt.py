@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import NofM
+from pruning_bench.options import Amount, Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.inverse_hessians import inverse_root, products, sweep
@@ -23,7 +23,7 @@ from pruning_bench.pruning.selection import require_finite
 
 @pruning_method
 @dataclass(frozen=True)
-class SparseGPT:
+class SparseGPT(Checked):
     """Removes the weights whose loss the others can make up for best, and lets them make up for it.
 
     With X the inputs of a layer over all calibration examples, H = X X^T + damping * mean(diag(X X^T)) * I and H_j the
@@ -50,8 +50,8 @@ class SparseGPT:
         ({'0.weight': tensor([[False,  True]])}, {'0.weight': tensor([[0.0000, 3.0000]])})
     """
 
-    mask_block: int = 128
-    damping: float = 0.01
+    mask_block: Count = 128
+    damping: Amount = 0.01
     name: ClassVar[str] = "sparsegpt"
     examples: ClassVar[tuple[str, ...]] = ("sparsegpt:0.5", "sparsegpt:2of4")
     tags: ClassVar[PruningTags] = PruningTags(
@@ -69,14 +69,10 @@ class SparseGPT:
         Args:
             level: the share removed of what earlier steps left of each layer, in [0, 1); or N of M.
         Raises:
-            LevelError: a level or option out of range.
+            LevelError: a level out of range.
             ModelError: no calibration data, or inputs of which no H can be inverted.
         """
         read = level_of(self.name, level)
-        if self.mask_block < 1:
-            raise LevelError(self.name, f"mask_block {self.mask_block}", "at least 1")
-        if not self.damping >= 0:
-            raise LevelError(self.name, f"damping {self.damping}", "at least 0")
         weights = prunable(model, context.example_inputs)
         calibration = context.need_calibration(self.name)
         work = copy.deepcopy(model)

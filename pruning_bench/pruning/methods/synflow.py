@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import sparsity_of
 from pruning_bench.models.contract import first_tensor
+from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import choose_masks, prunable
 
 
 @pruning_method
 @dataclass(frozen=True)
-class Synflow:
+class Synflow(Checked):
     """Removes the weights of smallest synaptic flow: score = w * dR/dw with R = 1^T |W_L| ... |W_1| 1.
 
     R is the sum of the outputs for an input of ones, of the model with absolute weights, without biases, each batch
@@ -43,7 +43,7 @@ class Synflow:
                 [False, False]])}
     """
 
-    rounds: int = 100
+    rounds: Count = 100
     name: ClassVar[str] = "synflow"
     examples: ClassVar[tuple[str, ...]] = ("synflow:0.9",)
     tags: ClassVar[PruningTags] = PruningTags(
@@ -57,8 +57,6 @@ class Synflow:
     def plan(self, model: nn.Module, level: Any, context: Context) -> MaskPlan:
         """A mask over all prunable weights; `level` is the share removed of what earlier steps left, in [0, 1)."""
         sparsity = sparsity_of(self.name, level)
-        if self.rounds < 1:
-            raise LevelError(self.name, f"rounds {self.rounds}", "at least 1")
         names = list(prunable(model, context.example_inputs))
         work = positive_twin(model)
         inputs = tuple(_ones(value[:1], work) for value in context.example_inputs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.levels import sparsity_of
+from pruning_bench.options import Count
 from pruning_bench.pruning.channel_scores import filter_scores
 from pruning_bench.pruning.channels import ChannelOptions, plan_channels
 from pruning_bench.pruning.contract import ChannelPlan, PruningTags, pruning_method
@@ -44,8 +45,8 @@ class Taylor(ChannelOptions):
     """
 
     scope: Literal["layer", "global"] = "global"
-    batches: int = 8
-    batch: int = 64
+    batches: Count = 8
+    batch: Count = 64
     name: ClassVar[str] = "taylor"
     examples: ClassVar[tuple[str, ...]] = ("taylor:0.5,scope=layer",)
     tags: ClassVar[PruningTags] = PruningTags(
@@ -59,10 +60,9 @@ class Taylor(ChannelOptions):
         """The channels that stay; `level` is the share removed, in [0, 1).
 
         Raises:
-            LevelError: a level or option out of range.
+            LevelError: a level out of range.
             ModelError, DataError: no training examples with classes, as `pruning.gradients` says.
         """
-        self.require_at_least_one("batches", "batch")
 
         def score(couplings: Couplings) -> dict[str, Tensor]:
             weights = dict(model.named_parameters())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import bits_of
+from pruning_bench.options import Checked, Count, Group
 from pruning_bench.quantization.affine import dequantize, fake_quantize, spread
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Layer, decide_layers
@@ -28,7 +28,7 @@ CACHE = 1 << 24  # numbers of a layer's inputs, and of its outputs, that are kep
 
 @quantization_method
 @dataclass(frozen=True)
-class AdaRound:
+class AdaRound(Checked):
     """`adaround:w4`, `adaround:w4a8`: rounds every weight up or down so that its layer's output is reconstructed.
 
     With scale s, w' = s * clamp(floor(w / s) + h(v), low, high), h(v) = clamp(1.2 * sigmoid(v) - 0.1, 0, 1), and v
@@ -50,9 +50,9 @@ class AdaRound:
         Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020, arXiv 2004.10568.
     """
 
-    iterations: int = 1000
-    batch: int = 256
-    group: int = 0
+    iterations: Count = 1000
+    batch: Count = 256
+    group: Group = 0
     name: ClassVar[str] = "adaround"
     examples: ClassVar[tuple[str, ...]] = ("adaround:w4", "adaround:w4a8")
     tags: ClassVar[QuantizationTags] = QuantizationTags(
@@ -68,14 +68,11 @@ class AdaRound:
         Args:
             level: `w4` (weights alone) or `w4a8`, 2 to 8 bits each.
         Raises:
-            LevelError: no such bits, or an option out of range.
+            LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
         bits = bits_of(self.name, level)
         group = choose_group(self.name, self.group, bits)
-        for option, value in (("iterations", self.iterations), ("batch", self.batch)):
-            if value < 1:
-                raise LevelError(self.name, f"{option} {value}", "at least 1")
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         granularity = "per_channel" if group is None else "per_group"

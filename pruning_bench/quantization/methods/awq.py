@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
 from pruning_bench.levels import Bits, weight_bits_of
+from pruning_bench.options import Checked, Group
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Grams, Layer, decide_layers
@@ -22,7 +23,7 @@ GRID = 20  # exponents that are tried
 
 @quantization_method
 @dataclass(frozen=True)
-class Awq:
+class Awq(Checked):
     """`awq:w4`, `awq:w4,group=32`: channels of large activations get finer weights, by scaling them up.
 
     For the channels that a layer norm or a layer makes and that reach layers alone: s = m^a / sqrt(max(m^a) *
@@ -38,7 +39,7 @@ class Awq:
         arXiv 2306.00978.
     """
 
-    group: int = 0
+    group: Group = 0
     name: ClassVar[str] = "awq"
     examples: ClassVar[tuple[str, ...]] = ("awq:w4", "awq:w4,group=32")
     tags: ClassVar[QuantizationTags] = QuantizationTags(

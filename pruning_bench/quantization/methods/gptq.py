@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import bits_of
+from pruning_bench.options import Checked, Group, Positive
 from pruning_bench.pruning.inverse_hessians import inverse_root, sweep
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Affine, QuantizationTags, QuantPlan, quantization_method
@@ -23,7 +23,7 @@ _BLOCK = 128  # columns whose errors reach the others in one product
 
 @quantization_method
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(Checked):
     """`gptq:w4`, `gptq:w4a8`: rounds one column of a weight after the other and lets those behind make up for it.
 
     With X the inputs of a layer over all calibration examples, H = X X^T + damping * mean(diag(X X^T)) * I and H_j the
@@ -42,8 +42,8 @@ class Gptq:
         arXiv 2210.17323.
     """
 
-    group: int = 0
-    damping: float = 0.01
+    group: Group = 0
+    damping: Positive = 0.01
     ordered: bool = False
     name: ClassVar[str] = "gptq"
     examples: ClassVar[tuple[str, ...]] = ("gptq:w4", "gptq:w4,group=32", "gptq:w4a8")
@@ -60,13 +60,11 @@ class Gptq:
         Args:
             level: `w4` (weights alone) or `w4a8`, 2 to 8 bits each.
         Raises:
-            LevelError: no such bits, or an option out of range.
+            LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
         bits = bits_of(self.name, level)
         group = choose_group(self.name, self.group, bits)
-        if not self.damping > 0:
-            raise LevelError(self.name, f"damping {self.damping}", "above 0")
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         grams, weights = Grams(self.name), dict[str, Affine]()

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import bits_of
+from pruning_bench.options import Checked, Count
 from pruning_bench.quantization.bit_widths import choose_bits, output_errors
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import choose_activations, choose_weight, fit_biases, observe, prepare
@@ -20,7 +20,7 @@ WIDTHS = (2, 3, 4, 6, 8)
 
 @quantization_method
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(Checked):
     """`mixed:w4`: 4 bits a weight on average over the model, each layer 2, 3, 4, 6 or 8 of them.
 
     The error of a layer at some bits is the mean squared change of the model's output when it alone is rounded to
@@ -42,7 +42,7 @@ class Mixed:
     )
 
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    images: int = 64
+    images: Count = 64
 
     def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
         """The plan for `model` with its batch norm folded.
@@ -50,12 +50,10 @@ class Mixed:
         Args:
             level: the average bits of a weight, `w2` to `w8`; with bits of activations, `w4a8`, these too.
         Raises:
-            LevelError: no such bits, or fewer than one image.
+            LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
         bits = bits_of(self.name, level)
-        if self.images < 1:
-            raise LevelError(self.name, f"images {self.images}", "at least 1")
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         observe(prepared.program, prepared.points, calibration, self.name)  # says what is wrong with a batch

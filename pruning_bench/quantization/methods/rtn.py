@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import weight_bits_of
+from pruning_bench.options import Checked, Group
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.plans import WeightObserverName, choose_weight, prepare
 
 
 @quantization_method
 @dataclass(frozen=True)
-class Rtn:
+class Rtn(Checked):
     """`rtn:w8`, `rtn:w4,group=32`: weights of all convolutions and linear layers; activations stay in float.
 
         symmetric: scale = max |w| / (2^(bits-1) - 1),        code = round(w / scale)
@@ -42,7 +42,7 @@ class Rtn:
         "arXiv 2212.09720",
     )
 
-    group: int = 0
+    group: Group = 0
     observer: WeightObserverName = "minmax"
     symmetric: bool = True
 
@@ -52,12 +52,10 @@ class Rtn:
         Args:
             level: `w4`, 2 to 8 bits.
         Raises:
-            LevelError: no such bits, bits of activations, or a negative group.
+            LevelError: no such bits, or bits of activations.
             ModelError: nothing to quantize.
         """
         bits = weight_bits_of(self.name, level)
-        if self.group < 0:
-            raise LevelError(self.name, f"group={self.group}", "a number of columns, or 0 for a whole channel")
         weights = prepare(model, context, self.name).weights
         granularity = "per_group" if self.group else "per_channel"
         return QuantPlan(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import both_bits_of
+from pruning_bench.options import Checked, Share
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan, quantization_method
 from pruning_bench.quantization.layerwise import Layer, decide_layers
 from pruning_bench.quantization.plans import choose_weight, complete, prepare, write
@@ -20,7 +20,7 @@ from pruning_bench.quantization.seams import channel_values, find_seams, input_p
 
 @quantization_method
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(Checked):
     """`smoothquant:w8a8`: channels of large activations are made smaller, the weights that read them larger.
 
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) for every channel j that a layer norm or a layer makes and that reaches
@@ -36,7 +36,7 @@ class SmoothQuant:
         ICML 2023, arXiv 2211.10438.
     """
 
-    alpha: float = 0.5
+    alpha: Share = 0.5
     name: ClassVar[str] = "smoothquant"
     examples: ClassVar[tuple[str, ...]] = ("smoothquant:w8a8",)
     tags: ClassVar[QuantizationTags] = QuantizationTags(
@@ -51,12 +51,10 @@ class SmoothQuant:
         Args:
             level: `w8a8`, 2 to 8 bits each.
         Raises:
-            LevelError: no such bits, or alpha out of range.
+            LevelError: no such bits.
             ModelError: nothing to quantize, or calibration data that is missing, empty or not finite.
         """
         bits = both_bits_of(self.name, level)
-        if not 0 <= self.alpha <= 1:
-            raise LevelError(self.name, f"alpha {self.alpha}", "in [0, 1]")
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
         seams = find_seams(prepared)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import sparsity_of
+from pruning_bench.options import Count, Range
 from pruning_bench.pruning.contract import MaskPlan
 from pruning_bench.pruning.masks import KeepPruned, choose_masks, keep_pruned, prunable
 from pruning_bench.training.contract import StepTags, training_step
@@ -47,9 +47,9 @@ class Agp(TuneOptions):
     Other options: see `TuneOptions`.
     """
 
-    epochs: int = 3
-    every: int = 10
-    ramp: float = 0.75
+    epochs: Count = 3
+    every: Count = 10
+    ramp: Annotated[float, Range("(0, 1]")] = 0.75
     scope: Literal["layer", "global"] = "global"
 
     name: ClassVar[str] = "agp"
@@ -64,15 +64,11 @@ class Agp(TuneOptions):
         """Trains `model` in place and returns the plan of all that is pruned at the end.
 
         Raises:
-            LevelError: options and levels out of range.
+            LevelError: a level out of range.
         """
         train = context.need_train(self.name)
         final = sparsity_of(self.name, level)
         config = self.config(self.epochs, context.generator)
-        if self.every < 1:
-            raise LevelError(self.name, f"every {self.every}", "at least 1")
-        if not 0 < self.ramp <= 1:
-            raise LevelError(self.name, f"ramp {self.ramp}", "in (0, 1]")
         weights = prunable(model, context.example_inputs)
         last = max(1, math.floor(self.ramp * config.epochs * math.ceil(len(train) / config.batch)))
         tuning = Tuning(model, train, config, plans, context)

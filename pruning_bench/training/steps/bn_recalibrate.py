@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import count_of
+from pruning_bench.options import Checked, Range
 from pruning_bench.training.contract import StepTags, training_step
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def batches_of(who: str, level: Any) -> int | None:
 
 @training_step
 @dataclass(frozen=True)
-class BnRecalibrate:
+class BnRecalibrate(Checked):
     """Measures batch-norm statistics anew on training images; weights stay. A model without batch norm stays as it is.
 
     The level is the number of batches, drawn without replacement; left out, or more than there are, it is all of them.
@@ -64,7 +64,7 @@ class BnRecalibrate:
         batch: images a batch, at least 2.
     """
 
-    batch: int = 250
+    batch: Annotated[int, Range("[2, inf)")] = 250
 
     name: ClassVar[str] = "bn_recalibrate"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+bn_recalibrate:8",)
@@ -77,8 +77,6 @@ class BnRecalibrate:
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
         """Replaces the statistics of `model` in place; raises `LevelError` for a level that is no count."""
         count = batches_of(self.name, level)
-        if self.batch < 2:
-            raise LevelError(self.name, f"batch {self.batch}", "at least 2")
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         batches = _drawn(context.need_examples(self.name), self.batch, count, context.generator)
         recalibrate(model, (tuple(x.to(device) for x in inputs) for inputs in batches))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import count_of
+from pruning_bench.options import Positive, Share
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.loop import cross_entropy
 from pruning_bench.training.tuning import TuneOptions, Tuning
@@ -31,8 +31,8 @@ class Distill(TuneOptions):
         temperature: that both sides' logits are divided by, positive. The others: see `TuneOptions`.
     """
 
-    share: float = 0.9
-    temperature: float = 4.0
+    share: Share = 0.9
+    temperature: Positive = 4.0
 
     name: ClassVar[str] = "distill"
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+distill:2",)
@@ -42,13 +42,9 @@ class Distill(TuneOptions):
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Trains `model` in place; raises `LevelError` for options and levels out of range."""
+        """Trains `model` in place; raises `LevelError` for a level out of range."""
         train = context.need_train(self.name)
         config = self.config(count_of(self.name, level), context.generator)
-        if not 0 <= self.share <= 1:
-            raise LevelError(self.name, f"share {self.share}", "in [0, 1]")
-        if not self.temperature > 0:
-            raise LevelError(self.name, f"temperature {self.temperature}", "positive")
         teacher, of_labels = context.need_dense(self.name), cross_entropy(config)
 
         def loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

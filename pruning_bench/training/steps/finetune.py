@@ -33,7 +33,7 @@ class Finetune(TuneOptions):
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Trains `model` in place; raises `LevelError` for options and levels out of range."""
+        """Trains `model` in place; raises `LevelError` for a level out of range."""
         train = context.need_train(self.name)
         config = self.config(count_of(self.name, level), context.generator)
         Tuning(model, train, config, plans, context).run()

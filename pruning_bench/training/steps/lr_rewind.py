@@ -10,6 +10,7 @@ from torch import nn
 
 from pruning_bench.errors import LevelError
 from pruning_bench.levels import count_of
+from pruning_bench.options import Count, Positive
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
 
@@ -28,8 +29,8 @@ class LrRewind(TuneOptions):
     Other options: see `TuneOptions`.
     """
 
-    lr: float = 0.05
-    of: int = 16
+    lr: Positive = 0.05
+    of: Count = 16
 
     name: ClassVar[str] = "lr_rewind"
     tags: ClassVar[StepTags] = StepTags(
@@ -39,7 +40,7 @@ class LrRewind(TuneOptions):
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Trains `model` in place; raises `LevelError` for options and levels out of range."""
+        """Trains `model` in place; raises `LevelError` for a level out of range."""
         train = context.need_train(self.name)
         epochs = count_of(self.name, level)
         config = self.config(self.of, context.generator)

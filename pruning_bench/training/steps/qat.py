@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from pruning_bench.errors import LevelError
 from pruning_bench.levels import Bits, both_bits_of
+from pruning_bench.options import Count, Positive, Range
 from pruning_bench.quantization.contract import Affine, QuantPlan
 from pruning_bench.quantization.learned import WEIGHTS, Trainable, point_means, trainable, weight_means
 from pruning_bench.quantization.places import POINTS
@@ -39,10 +39,10 @@ class Qat(TuneOptions):
     Other options: see `TuneOptions`.
     """
 
-    lr: float = 0.002
-    epochs: int = 2
+    lr: Positive = 0.002
+    epochs: Count = 2
     learn_scales: bool = True
-    ends: int = 8
+    ends: Annotated[int, Range("[2, 8]")] = 8
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
 
     name: ClassVar[str] = "qat"
@@ -59,10 +59,10 @@ class Qat(TuneOptions):
         Args:
             level: `w8a8`, 2 to 8 bits each.
         Raises:
-            LevelError: options and levels out of range.
+            LevelError: a level out of range.
             ModelError: nothing to quantize, calibration or training data that are missing, a loss that is not finite.
         """
-        bits, train = self._bits(level), context.need_train(self.name)
+        bits, train = both_bits_of(self.name, level), context.need_train(self.name)
         config = self.config(self.epochs, context.generator)
         calibration = context.need_calibration(self.name)
         prepared = prepare(model, context, self.name)
@@ -81,12 +81,6 @@ class Qat(TuneOptions):
         tuning.optimizer.register_step_post_hook(hold)
         tuning.run()
         return [plan_of(quantized, prepared)]
-
-    def _bits(self, level: Any) -> Bits:
-        bits = both_bits_of(self.name, level)
-        if not 2 <= self.ends <= 8:
-            raise LevelError(self.name, f"ends {self.ends}", "2 to 8 bits")
-        return bits
 
     def _spanning(
         self, prepared: Prepared, bits: Bits, calibration: Sequence[tuple[Tensor, ...]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.errors import ModelError
 from pruning_bench.levels import count_of
+from pruning_bench.options import Amount
 from pruning_bench.pruning.channel_scores import norm_scales
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.tuning import TuneOptions, Tuning
@@ -32,7 +32,7 @@ class Slim(TuneOptions):
         ModelError: no batch norm has a scale that trains.
     """
 
-    penalty: float = 1e-4
+    penalty: Amount = 1e-4
 
     name: ClassVar[str] = "slim"
     tags: ClassVar[StepTags] = StepTags(
@@ -42,11 +42,9 @@ class Slim(TuneOptions):
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Trains `model` in place; raises `LevelError` for options and levels out of range."""
+        """Trains `model` in place; raises `LevelError` for a level out of range."""
         train = context.need_train(self.name)
         config = self.config(count_of(self.name, level), context.generator)
-        if not 0 <= self.penalty < math.inf:
-            raise LevelError(self.name, f"penalty {self.penalty}", "at least 0")
         scales = [scale for scale in norm_scales(model).values() if scale.requires_grad]
         if not scales:
             raise ModelError(self.name, "no batch norm", "batch norms with scales that train", type(model).__name__)
