@@ -101,6 +101,9 @@ class Suite:
         chosen = [(m, d) for m, d in offered if m in models and d in (options.dataset or DATASETS)]
         if not chosen:
             raise PruningBenchError("suite", "no trained model", "a checkpoint of a registered model", str(checkpoints))
+        if options.data and all(d == cases.RANDOM or DATASETS[d].own for _, d in chosen):
+            read = ", ".join(dict.fromkeys(d for _, d in chosen))
+            raise PruningBenchError("--pb-data", repr(options.data), f"left out: {read} is read from no folder")
         shipped = [] if options.suite else cases.reference_pairs(DATASETS, SHIPPED)
         known = [(m, d) for m, d in dict.fromkeys([*pairs, *shipped]) if m not in self.profile.leaves_out]
         self.whole = [

@@ -485,6 +485,14 @@ def test_a_folder_elsewhere_that_would_move_the_root_is_refused(own: Own, tmp_pa
         assert result.ret == 0, f"{words}: {result.stdout.str()}{result.stderr.str()}"
 
 
+def test_a_folder_of_data_that_nothing_is_read_from_is_refused(own: Own, tmp_path: Path) -> None:
+    own.conftest(ENCODER)
+    result = own.run(f"--pb-data={tmp_path}", "--collect-only")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, f"{result.ret}"
+    assert re.search(r"--pb-data: .*, should be left out: \w+ is read from no folder", result.stderr.str())
+    assert len(result.errlines) < 3, f"{result.errlines}"
+
+
 def test_without_pytest_benchmark_one_line_says_so(own: Own) -> None:
     own.conftest(ENCODER)
     result = own.run("-p", "no:benchmark", "--collect-only")
