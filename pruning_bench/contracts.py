@@ -64,9 +64,13 @@ class Context:
     dense: nn.Module | None = None
 
     def need_calibration(self, who: str) -> Sequence[tuple[Tensor, ...]]:
-        """The calibration batches; raises `ModelError` when there are none."""
+        """The calibration batches; raises `ModelError` when there are none, or one has no example."""
         if not self.calibration:
             raise ModelError(who, "no calibration data", "batches of model inputs given as calibration=")
+        for number, batch in enumerate(self.calibration):
+            if batch[0].dim() and not len(batch[0]):
+                found = f"an empty batch of shape {list(batch[0].shape)}"
+                raise ModelError(who, found, "at least one example", f"calibration batch {number}")
         return self.calibration
 
     def need_examples(self, who: str) -> Examples:

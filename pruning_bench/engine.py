@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import CellType, FunctionType
@@ -102,6 +104,37 @@ def compress(
         >>> int((compressed.model[0].weight == 0).sum())
         32
     """
+    stages = last_stages(
+        1,
+        model,
+        recipe,
+        example_inputs=example_inputs,
+        calibration=calibration,
+        train=train,
+        seed=seed,
+        progress=progress,
+    )
+    return stages[0]
+
+
+def last_stages(
+    count: int,
+    model: nn.Module,
+    recipe: str | grammar.Recipe,
+    *,
+    example_inputs: tuple[Tensor, ...],
+    calibration: Iterable[Sequence[Tensor]] | None = None,
+    train: Examples | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Compressed]:
+    """What `compress` has after each of the last steps, `dense` included; the last one is its result.
+
+    Args:
+        count: how many, at most one more than there are steps. A step that trains goes on with the model of the stage
+            before it and changes that.
+    Other arguments and errors: see `compress`.
+    """
     discover()
     check_seed(seed)
     _check_inputs(model, example_inputs)
@@ -114,12 +147,18 @@ def compress(
     dense = _copied(model).eval()
     state = _State(copy.deepcopy(dense))
     past = [state.past()] if (keeps_past := any(_needs_past(step) for step in steps)) else []
+
+    def stage(done: int) -> Compressed:
+        run = parsed if done == len(steps) else grammar.Recipe(tuple(steps[:done]))
+        return Compressed(state.model.eval(), run, tuple(state.plans), state.quant_plan, example_inputs, dense)
+
+    stages = deque([stage(0)], maxlen=count)
     for index, step in enumerate(steps):
         if progress:
             progress(str(step), index, len(steps))
         if state.quant_plan is not None:
             raise ModelError("compress", f"{step} after quantization", "quantization as the last step", str(parsed))
-        generator = torch.Generator().manual_seed(seed * 1009 + index)
+        generator = torch.Generator().manual_seed(_seed_of(seed, index))
         earlier = current_masks(state.plans)
         watched = {"progress": progress} if progress else {}
         context = Context(
@@ -128,7 +167,13 @@ def compress(
         state.run(step, context)
         if keeps_past:
             past.append(state.past())
-    return Compressed(state.model.eval(), parsed, tuple(state.plans), state.quant_plan, example_inputs, dense)
+        stages.append(stage(index + 1))
+    return list(stages)
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """What a step draws from: never the numbers that `torch.manual_seed(seed)` made the weights of, or any other's."""
+    return int.from_bytes(hashlib.sha256(f"step {index} of seed {seed}".encode()).digest()[:8], "big") >> 1
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -25,12 +25,14 @@ from pruning_bench.metrics import accuracy
 from pruning_bench.models.contract import first_tensor, place_of
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.couplings import find_couplings
+from pruning_bench.pruning.masks import current_masks
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
+from pruning_bench.quantization.plans import fresh
 from pruning_bench.quantization.points import Points, find_points
 from pruning_bench.quantization.simulation import simulate
-from pruning_bench.workbench import QUALITY_BATCH, compress_with
+from pruning_bench.workbench import QUALITY_BATCH, stages_with
 
 WHO = "sensitivity"
 Parts = Iterator[tuple[str, int, str, Callable[[], nn.Module]]]
@@ -64,11 +66,9 @@ def measure_sensitivity(
         given = f"{steps[-1]}, a step that trains" if steps else "dense"
         raise PruningBenchError(WHO, given, "a method that prunes or quantizes as the last step", recipe)
     _refuse_untargeted(definition, dataset)
-    earlier = grammar.Recipe(tuple(steps[:-1]))
-    base = compress_with(dense, str(earlier), dataset, seed=seed, progress=progress).float_model
-    made = compress_with(base, str(steps[-1]), dataset, seed=seed, progress=progress)
-    plan, inputs = made.plans[-1], made.example_inputs
-    parts = list(_parts(plan, base, inputs))
+    earlier, made = stages_with(2, dense, recipe, dataset, seed=seed, progress=progress)
+    base, plan = earlier.float_model, made.plans[-1]
+    parts = list(_parts(plan, base, made.example_inputs, current_masks(earlier.plans)))
     if not parts:
         raise PruningBenchError(WHO, f"a plan of {steps[-1]} without layers", "integers, tables, masks or channels")
     examples = dataset.selection
@@ -124,12 +124,12 @@ def _simulated(plan: QuantPlan, model: nn.Module, inputs: tuple[Tensor, ...]) ->
     return simulate(plan, model, inputs, frozenset())
 
 
-def _parts(plan: object, model: nn.Module, inputs: tuple[Tensor, ...]) -> Parts:
+def _parts(plan: object, model: nn.Module, inputs: tuple[Tensor, ...], earlier: Mapping[str, Tensor]) -> Parts:
     """Name, size, what is done to it, and the model with that part alone changed."""
     if isinstance(plan, QuantPlan):
         yield from _layers(plan, model, inputs)
     elif isinstance(plan, MaskPlan):
-        yield from _masks(plan, model)
+        yield from _masks(plan, model, earlier)
     elif isinstance(plan, ChannelPlan):
         yield from _couplings(plan, model, inputs)
 
@@ -192,12 +192,15 @@ def _points_around(weight: str, reads: Mapping[str, str], points: Points) -> set
     return {name for name in around if name is not None}
 
 
-def _masks(plan: MaskPlan, model: nn.Module) -> Parts:
+def _masks(plan: MaskPlan, model: nn.Module, earlier: Mapping[str, Tensor]) -> Parts:
+    """A weight that loses some, of those that earlier steps left."""
     for name, mask in plan.masks.items():
-        if mask.all() and name not in plan.writes:
+        left = earlier.get(name, torch.ones_like(mask))
+        gone = int((left & ~mask).sum())
+        if not gone and name not in plan.writes:
             continue
         alone = MaskPlan({name: mask}, {name: plan.writes[name]} if name in plan.writes else {})
-        change = f"{int((~mask).sum())} of {mask.numel()} pruned"
+        change = f"{gone} of {int(left.sum())} pruned"
         yield name.removesuffix(".weight"), mask.numel(), change, partial(apply_plan, model, alone, WHO)
 
 
@@ -222,7 +225,8 @@ def _outputs(model: nn.Module, examples: Examples, count: int) -> Tensor:
     model.eval()
     outputs = []
     for start in range(0, count, QUALITY_BATCH):
-        found: Any = model(*examples.arguments(slice(start, min(start + QUALITY_BATCH, count))))
+        inputs = examples.arguments(slice(start, min(start + QUALITY_BATCH, count)))
+        found: Any = model(*fresh(inputs))
         first = first_tensor(found)
         if first is None:
             raise ModelError(WHO, f"it returns {type(found).__name__}", "a tensor, or one inside what it returns")

@@ -18,7 +18,7 @@ from pruning_bench.build_entries import digest_tensors
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
-from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, compress
+from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, last_stages
 from pruning_bench.environment import cores
 from pruning_bench.errors import DataError, ModelError, PlanError, PruningBenchError, UnavailableError, one_line
 from pruning_bench.fingerprints import fingerprint
@@ -315,9 +315,23 @@ def compress_with(
     dense: nn.Module, recipe: str, dataset: Dataset, *, seed: int = 0, progress: Progress | None = None
 ) -> Compressed:
     """Compresses with a data set: an example, calibration batches and training examples, all of its train split."""
+    return stages_with(1, dense, recipe, dataset, seed=seed, progress=progress)[0]
+
+
+def stages_with(
+    count: int,
+    dense: nn.Module,
+    recipe: str,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Compressed]:
+    """The last stages of `compress_with`, which see `engine.last_stages`."""
     check_seed(seed)
     drawn = dataset.train.sample(CALIBRATION_IMAGES, torch.Generator().manual_seed(seed))
-    return compress(
+    return last_stages(
+        count,
         dense,
         recipe,
         example_inputs=dataset.train.arguments(slice(0, 1)),

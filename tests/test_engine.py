@@ -16,6 +16,7 @@ from pruning_bench import compress
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
+from pruning_bench.engine import last_stages
 from pruning_bench.errors import LevelError, ModelError, PluginError, PruningBenchError, RecipeError, UnknownNameError
 from pruning_bench.levels import as_level
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
@@ -98,6 +99,63 @@ def test_the_model_that_came_in_is_unchanged(block: nn.Module, train: Split, rec
 def test_the_same_seed_gives_the_same_model(block: nn.Module, train: Split, recipe: str) -> None:
     one, other = (make(block, recipe, train, seed=3) for _ in range(2))
     assert same_state(one.model, other.model), f"{recipe} differs between two runs with one seed"
+
+
+class InPlace(nn.Sequential):
+    """Changes its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5))
+
+
+class Kept(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.5)
+
+
+@pytest.mark.parametrize("recipe", ["sparsegpt:0.5", "wanda:0.3+wanda:0.5", "gptq:w4"])
+def test_a_model_that_works_in_place_is_pruned_like_one_that_does_not(recipe: str) -> None:
+    torch.manual_seed(3)
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    inputs = torch.randn(20, 8)
+    before = inputs.clone()
+    one, other = (
+        compress(kind(*layers), recipe, example_inputs=(inputs[:1].clone(),), calibration=[(inputs,)])
+        for kind in (InPlace, Kept)
+    )
+    assert torch.equal(inputs, before), f"{recipe} changed the caller's inputs"
+    assert same_state(one.model, other.model), f"{recipe} saw inputs that an earlier run had changed"
+
+
+@pytest.mark.parametrize("recipe", ["wanda:0.5", "sparsegpt:0.5", "gptq:w4", "static:w8a8"])
+def test_a_calibration_batch_without_examples_is_refused(block: nn.Module, recipe: str) -> None:
+    batches = [(torch.ones(2, 1, 8, 8),), (torch.ones(0, 1, 8, 8),)]
+    with pytest.raises(ModelError, match=r"an empty batch of shape \[0, 1, 8, 8\], should be at least one example"):
+        compress(block, recipe, example_inputs=(torch.zeros(1, 1, 8, 8),), calibration=batches)
+
+
+def test_what_steps_draw_has_nothing_to_do_with_what_weights_were_drawn_from() -> None:
+    """`torch.manual_seed(0)` before the model is made, and seed 0 of its random pruning, that is."""
+    gone = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(400, 100), nn.Linear(100, 2))
+        mask = compress(net, "random:0.5", example_inputs=(torch.zeros(1, 400),), seed=seed).plans[0].masks["0.weight"]
+        gone.append(float((~mask)[net[0].weight < 0].double().mean()))
+    assert all(abs(share - 0.5) < 0.02 for share in gone), f"of the negative weights {gone} went, should be a half"
+    torch.manual_seed(0)
+    weight, drawn = nn.Linear(400, 100).weight, torch.rand(100, 400, generator=torch.Generator().manual_seed(0))
+    assert abs(float((drawn < 0.5)[weight < 0].double().mean()) - 0.5) > 0.2, "the mutant, one stream for both, passes"
+
+
+def test_stages_are_what_shorter_recipes_give(block: nn.Module, train: Split) -> None:
+    inputs = (train.inputs(slice(0, 1)),)
+    given = {"example_inputs": inputs, "calibration": [(train.inputs(),)], "train": train, "seed": 5}
+    last = last_stages(3, block, "random:0.3+random:0.5+wanda:0.5", **given)
+    recipes = ["random:0.3", "random:0.3+random:0.5", "random:0.3+random:0.5+wanda:0.5"]
+    for stage, recipe in zip(last, recipes, strict=True):
+        assert str(stage.recipe) == recipe, f"{stage.recipe}"
+        assert same_state(stage.model, compress(block, recipe, **given).model), f"{recipe} gives another model alone"
 
 
 def test_another_seed_gives_another_fine_tuned_model(block: nn.Module, train: Split) -> None:

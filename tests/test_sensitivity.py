@@ -61,6 +61,37 @@ def test_every_layer_is_quantized_alone() -> None:
     assert 0 < seen.whole.sqnr < quietest < 80, f"all {seen.whole.sqnr} dB, parts {[p.sqnr for p in seen.parts]}"
 
 
+@pytest.mark.parametrize("recipe", ["magnitude:0.5+magnitude:0.5", "random:0.5+random:0.5", "repeat(2,wanda:0.4)"])
+def test_the_last_step_knows_of_the_ones_before(recipe: str) -> None:
+    """By hand: what the whole recipe gives."""
+    from pruning_bench.workbench import compress_with
+
+    seen, inputs, targets = found(recipe), data().selection.arguments(), data().selection.targets
+    with torch.no_grad():
+        outputs = compress_with(tiny_model(), recipe, data()).model(*inputs)
+    expected = float((outputs.argmax(1) == targets).double().mean())
+    assert seen.whole.score == pytest.approx(expected), f"{seen.whole.score}, should be {expected}"
+    assert math.isfinite(seen.whole.sqnr), "the last step did nothing"
+    pruned = sum(int(part.change.split()[0]) for part in seen.parts)
+    left = sum(int(part.change.split()[2]) for part in seen.parts)
+    assert 0 < pruned < left < sum(part.weights for part in seen.parts), f"{seen.parts}"
+
+
+def test_a_model_that_works_in_place_leaves_the_examples() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.mul_(2.0))
+
+    given = replace(data(), selection=Tensors(data().selection.arguments(), data().selection.targets))
+    before = given.selection.arguments()[0].clone()
+    measure_sensitivity(InPlace(), "magnitude:0.5", given, DEFINITION)
+    assert torch.equal(given.selection.arguments()[0], before), "the examples changed"
+
+
 def test_a_part_is_what_the_plan_does_to_that_layer_alone() -> None:
     """By hand: the one rounded weight of a plan without activations."""
     from pruning_bench.quantization.affine import fake_quantize

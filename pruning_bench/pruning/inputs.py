@@ -46,7 +46,7 @@ def watch_inputs(
         with torch.no_grad(), watch:
             for number, batch in enumerate(batches):
                 try:
-                    work(*(value.to(device) for value in batch))
+                    work(*(value.to(device, copy=True) for value in batch))  # it may work in place on them
                 except (RuntimeError, TypeError, IndexError) as error:
                     found = f"a batch that does not run ({one_line(error)})"
                     raise ModelError(who, found, "inputs of the model", f"calibration batch {number}") from error

@@ -63,6 +63,15 @@ def prunable(
     return found
 
 
+def transposed(model: nn.Module) -> dict[str, int]:
+    """The groups of every transposed convolution, by the name of its weight [inputs, outputs / groups, ...]."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvNd) and module.transposed:
+            found[f"{path}.weight".lstrip(".")] = module.groups
+    return found
+
+
 def _weights(module: nn.Module) -> list[Parameter]:
     names: tuple[str, ...] = ("weight",) if isinstance(module, (nn.Linear, _ConvNd)) else ()
     if isinstance(module, nn.MultiheadAttention):

@@ -33,7 +33,12 @@ def level_of(who: str, level: Level | float | int | str | None) -> float | NofM:
 
 
 def plan_masks(
-    scores: Mapping[str, Tensor], level: float | NofM, scope: Scope, earlier: Mapping[str, Tensor], block: int = 1
+    scores: Mapping[str, Tensor],
+    level: float | NofM,
+    scope: Scope,
+    earlier: Mapping[str, Tensor],
+    block: int = 1,
+    transposed: Mapping[str, int] | None = None,
 ) -> MaskPlan:
     """The plan that keeps the largest scores, whatever the kind of level.
 
@@ -45,17 +50,61 @@ def plan_masks(
         earlier: name -> bool mask, True = kept so far.
         block: this many inputs in a row stay or go together (see `block_norms`); the level is then a share of the
             blocks of which something is left.
+        transposed: groups of the weights whose inputs come first, see `inputs_second`.
     Raises:
         ModelError: scores that are not finite, or no tensor that N of M fits.
         LevelError: blocks together with N of M or "erk", which count single weights.
     """
-    if block > 1:
-        return _block_plan(scores, level, scope, earlier, block)
-    if isinstance(level, NofM):
-        return n_of_m_plan(scores, level, earlier)
+    if block > 1 or isinstance(level, NofM):
+        return _along_inputs(scores, level, scope, earlier, block, transposed or {})
     if scope == "erk":
         scores, scope = erk_scores(scores, earlier), "global"
     return MaskPlan(choose_masks(scores, level, scope, earlier))
+
+
+def _along_inputs(
+    scores: Mapping[str, Tensor],
+    level: float | NofM,
+    scope: Scope,
+    earlier: Mapping[str, Tensor],
+    block: int,
+    transposed: Mapping[str, int],
+) -> MaskPlan:
+    """N of M or blocks, every weight seen with its inputs second."""
+
+    def turned(name: str, values: Tensor) -> Tensor:
+        return inputs_second(values, transposed[name]) if name in transposed else values
+
+    like = scores.like if isinstance(scores, LazyScores) else scores
+    seen = LazyScores(like, lambda name: turned(name, scores[name]))
+    left = {name: turned(name, mask) for name, mask in earlier.items()}
+    if block > 1:
+        plan = _block_plan(seen, level, scope, left, block)
+    else:
+        assert isinstance(level, NofM)
+        plan = n_of_m_plan(seen, level, left)
+    masks = {n: inputs_first(mask, transposed[n]) if n in transposed else mask for n, mask in plan.masks.items()}
+    return MaskPlan(masks, untouched=plan.untouched)
+
+
+def inputs_second(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed convolution as that of a plain one that multiplies the same inputs.
+
+    Args:
+        weight: [inputs, outputs / groups, ...kernel].
+    Returns:
+        [outputs, inputs / groups, ...kernel].
+    Example:
+        >>> inputs_second(torch.tensor([[1, 2, 3], [4, 5, 6]]), 1).tolist()
+        [[1, 4], [2, 5], [3, 6]]
+    """
+    parted = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
+    return parted.reshape(groups * weight.shape[1], weight.shape[0] // groups, *weight.shape[2:])
+
+
+def inputs_first(weight: Tensor, groups: int) -> Tensor:
+    """The way back from `inputs_second`; it is the same exchange."""
+    return inputs_second(weight, groups).contiguous()
 
 
 def _block_plan(

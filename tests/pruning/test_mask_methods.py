@@ -172,6 +172,15 @@ def test_synflow_does_not_overflow_where_float32_would() -> None:
     assert not torch.isfinite(twin(torch.ones(1, 32))).all(), "float32 does not overflow here either"
 
 
+def test_synflow_leaves_no_bias_and_takes_a_norm_without_statistics_as_its_gain() -> None:
+    attention, norm = nn.MultiheadAttention(4, 2, add_bias_kv=True), nn.BatchNorm1d(3, track_running_stats=False)
+    twin = synflow.positive_twin(nn.ModuleList([nn.LSTM(3, 2), attention, norm]))
+    left = [n for n, p in twin.named_parameters() if "bias" in n.rpartition(".")[2] and p.any()]
+    assert not left, f"{left} are not zero"
+    gain = twin[2](torch.ones(1, 3, dtype=torch.float64))
+    same(gain, torch.full((1, 3), (1 + norm.eps) ** -0.5), "what the norm makes of ones")
+
+
 # Inputs and Wanda
 
 CONVOLUTIONS = [
@@ -353,6 +362,36 @@ def test_weights_that_n_of_m_does_not_fit_stay_whole_and_the_plan_says_so(method
     assert groups.eq(2).all(), f"groups keep {groups.tolist()}"
     with pytest.raises(ModelError, match=r"^3of5: no weight whose inputs 5 divides"):
         method.plan(mixed(), "3of5", context)
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+def test_a_transposed_weight_with_its_inputs_second_is_that_of_a_plain_convolution(
+    groups: int, inputs: int, outputs: int, seed: int
+) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    weight = torch.randn(groups * inputs, outputs, 3, 2, generator=drawn, dtype=torch.float64)
+    images = torch.randn(2, groups * inputs, 4, 5, generator=drawn, dtype=torch.float64)
+    plain = patterns.inputs_second(weight, groups)
+    found = nn.functional.conv2d(images, plain.flip(2, 3), padding=(2, 1), groups=groups)
+    same(found, nn.functional.conv_transpose2d(images, weight, groups=groups), "the plain convolution")
+    assert torch.equal(patterns.inputs_first(plain, groups), weight), "the way back leads elsewhere"
+
+
+def check_inputs_of_transposed_convolutions(method: Any) -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(16, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    images = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    context = Context((images,), torch.Generator(), None, Tensors((images,), torch.zeros(2, 2, 2).long()))
+    mask = method.plan(model, "2of4", context).masks["0.weight"]
+    groups = mask.view(2, 2, 4, 3, 2, 2).sum(2)  # 8 inputs a group, 4 of them in a row
+    assert groups.eq(2).all(), f"of 4 inputs in a row {groups.unique().tolist()} stay"
+
+
+def test_n_of_m_runs_along_the_inputs_of_transposed_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_inputs_of_transposed_convolutions(Magnitude())
+    monkeypatch.setattr("pruning_bench.pruning.methods.magnitude.transposed", lambda model: {})  # the mutant
+    with pytest.raises((AssertionError, ModelError)):
+        check_inputs_of_transposed_convolutions(Magnitude())
 
 
 def test_n_of_m_goes_on_from_earlier_masks() -> None:

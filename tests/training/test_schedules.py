@@ -292,6 +292,15 @@ class Own(nn.Module):
         self.scale = nn.Parameter(torch.ones(3))
 
 
+def test_reinit_lets_a_module_draw_for_those_inside_it() -> None:
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    nn.init.constant_(model[0].out_proj.bias, 3.0)
+    Reinit().run(model, None, (), context())
+    assert not model[0].out_proj.bias.any(), "drawn by the layer, should be zero as attention makes it"
+    model[0].out_proj.reset_parameters()  # the mutant: children last
+    assert model[0].out_proj.bias.any(), "both would be zero: nothing is shown"
+
+
 @pytest.mark.parametrize(
     ("run", "error", "says"),
     [

@@ -18,9 +18,10 @@ from pruning_bench.pruning.selection import LazyScores
 @pruning_method
 @dataclass(frozen=True)
 class Lamp:
-    """Removes the weights of smallest score over all layers: score(u) = w_u^2 / sum of w_v^2, v with |w_v| >= |w_u|.
+    """Removes the weights of smallest score over all layers: score(u) = w_u^2 / sum of w_v^2, v from u on.
 
-    The sum is over the weight's own tensor, so that the largest weight of each scores 1.
+    The weights of a tensor are sorted by magnitude for it, equal ones in the order they stand, so that the last of each
+    tensor scores 1.
 
     Reference:
         Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021, arXiv 2010.07611.

@@ -10,7 +10,7 @@ from torch import nn
 from pruning_bench.contracts import Context
 from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
-from pruning_bench.pruning.masks import prunable
+from pruning_bench.pruning.masks import prunable, transposed
 from pruning_bench.pruning.patterns import Scope, level_of, plan_masks
 from pruning_bench.pruning.selection import LazyScores
 
@@ -62,4 +62,4 @@ class Magnitude(Checked):
         read = level_of(self.name, level)
         weights = prunable(model, context.example_inputs)
         scores = LazyScores(weights, lambda name: weights[name].detach().abs())
-        return plan_masks(scores, read, self.scope, context.earlier, self.block)
+        return plan_masks(scores, read, self.scope, context.earlier, self.block, transposed(model))

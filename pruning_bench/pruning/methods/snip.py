@@ -11,7 +11,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.gradients import mean_gradients
-from pruning_bench.pruning.masks import prunable
+from pruning_bench.pruning.masks import prunable, transposed
 from pruning_bench.pruning.patterns import Scope, level_of, plan_masks
 from pruning_bench.pruning.selection import LazyScores
 
@@ -63,4 +63,4 @@ class Snip(Checked):
         weights = prunable(model, context.example_inputs)
         gradients = mean_gradients(model, context, self.name, batches=self.batches, batch=self.batch)
         scores = LazyScores(weights, lambda name: (weights[name].detach() * gradients[name]).abs())
-        return plan_masks(scores, read, self.scope, context.earlier)
+        return plan_masks(scores, read, self.scope, context.earlier, transposed=transposed(model))

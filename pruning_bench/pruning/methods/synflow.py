@@ -25,7 +25,8 @@ class Synflow(Checked):
     """Removes the weights of smallest synaptic flow: score = w * dR/dw with R = 1^T |W_L| ... |W_1| 1.
 
     R is the sum of the outputs for an input of ones, of the model with absolute weights, without biases, each batch
-    norm in eval mode as its gain |scale| / sqrt(variance + eps); in float64, in which deep models do not overflow.
+    norm in eval mode as its gain |scale| / sqrt(variance + eps), the variance 1 where it keeps none; in float64, in
+    which deep models do not overflow.
     Round k of `rounds` leaves the share (1 - level)^(k / rounds), so that no layer is emptied long before the others.
     Made for layers joined by ReLU-like activations, through which a positive flow passes as it is.
 
@@ -86,11 +87,14 @@ def positive_twin(model: nn.Module) -> nn.Module:
     work = copy.deepcopy(model).double().eval()
     for name, parameter in work.named_parameters():
         parameter.abs_().requires_grad_()
-        if name.rpartition(".")[2] in ("bias", "in_proj_bias"):
+        if name.rpartition(".")[2].startswith(("bias", "in_proj_bias")):  # bias_ih_l0 and bias_k too
             parameter.zero_()
     for module in work.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.running_mean.zero_()
+        if not isinstance(module, _BatchNorm):
+            continue
+        if module.running_var is None:  # it would take those of the one input
+            module.running_var = torch.ones(module.num_features, dtype=torch.float64)
+        module.running_mean = torch.zeros_like(module.running_var)
     return work
 
 

@@ -26,7 +26,9 @@ def no_level(who: str, level: Any) -> None:
 @training_step
 @dataclass(frozen=True)
 class Reinit:
-    """Draws all weights anew, as each module's own `reset_parameters` does; what was pruned stays zero. Takes no level.
+    """Draws all weights anew, as each module's own `reset_parameters` does, parents last. Takes no level.
+
+    What was pruned stays zero.
 
     Raises:
         ModelError: a module holds parameters and cannot draw them; names it.
@@ -43,7 +45,7 @@ class Reinit:
         seed = int(torch.randint(2**62, (), generator=context.generator))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            for path, module in model.named_modules():
+            for path, module in reversed(list(model.named_modules())):  # parents last: they may draw for children
                 reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
                 if callable(reset):
                     reset()
