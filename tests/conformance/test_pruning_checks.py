@@ -601,8 +601,8 @@ def test_expected_failures_are_strict() -> None:
         checks_for(Mutant(good, failing("cuonts")))
 
 
-def test_a_training_step_has_no_checks_here() -> None:
-    with pytest.raises(PluginError, match="StepTags"):
+def test_what_plans_is_no_training_step() -> None:
+    with pytest.raises(PluginError, match="a Mutant, should be a frozen dataclass with a method run"):
         checks_for(Mutant(good, StepTags()))
 
 
