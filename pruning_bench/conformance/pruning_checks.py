@@ -31,7 +31,7 @@ from pruning_bench.conformance.plan_checks import (
     outputs,
     require_same,
 )
-from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs, small_subjects, tied
+from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs, normed_subject, small_subjects, tied
 from pruning_bench.conformance.traces import differences, plan_without_trace
 from pruning_bench.errors import LevelError, ModelError, PluginError
 from pruning_bench.metrics.cost import count_cost
@@ -286,6 +286,7 @@ def checks_for_pruning(
         )
         raise PluginError(method.name, found, expected)
     models = list(subjects) if subjects is not None else small_subjects()[1 if method.tags.needs_batch_norm else 0 :]
+    normed = models[-1:] if subjects is not None else [normed_subject()]
     plain = _plain(method)
     checks: list[tuple[str, Check]] = [
         ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, HIGHEST[method.tags.structure])))
@@ -293,7 +294,7 @@ def checks_for_pruning(
         else ("budget", _on([models[-1], tied(models[0])], check_budget, (0.29, 0.5))),
         ("covers_only_prunable", _on_plans(models, check_covers_only_prunable)),
         ("deterministic", _on(models[:1], check_deterministic, (0.5,))),
-        ("leaves_no_trace", _on(models[:1], check_leaves_no_trace, (0.5,))),
+        ("leaves_no_trace", _on(normed, check_leaves_no_trace, (0.5,))),
         ("level_zero_is_identity", _on(models[-1:], check_level_zero_is_identity)),
         ("bad_levels", _on(models[:1], check_bad_levels)),
         ("nan_weights", _on(models[:1], check_nan_weights)),

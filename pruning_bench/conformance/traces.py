@@ -103,8 +103,8 @@ def _held_tensor(tensor: Tensor) -> HeldTensor:
     grad = None if tensor.grad is None else tensor.grad.detach().clone()
     kind = (type(tensor), tensor.dtype, tensor.device, tensor.shape, tensor.stride())
     hooks = {name: held(getattr(tensor, name, None) or {}) for name in TENSOR_HOOKS}
-    value = tensor.detach().clone()
-    return HeldTensor(value, Itself(tensor), kind, tensor.requires_grad, grad, hooks, held(vars(tensor)))
+    attributes = {name: held(value) for name, value in vars(tensor).items() if not name.startswith("_")}  # torch's own
+    return HeldTensor(tensor.detach().clone(), Itself(tensor), kind, tensor.requires_grad, grad, hooks, attributes)
 
 
 def held_process() -> dict[str, Any]:

@@ -75,6 +75,10 @@ def an_attribute(model: nn.Module, context: Context) -> None:
     first(model).scores = [1.0]
 
 
+def scores_on_a_weight(model: nn.Module, context: Context) -> None:
+    first(model).weight.scores = [1.0]
+
+
 def a_child(model: nn.Module, context: Context) -> None:
     model.add_module("observer", nn.Identity())
 
@@ -183,6 +187,7 @@ ANY: list[tuple[Spoil, str]] = [
     (gradients_of_zero, "weight grad from None to tensor"),
     (half_of_the_modes, " training from"),
     (an_attribute, "scores from 'absent'"),
+    (scores_on_a_weight, "weight attributes scores from 'absent'"),
     (a_child, "_modules observer from 'absent'"),
     (columns_first, "weight kind"),
     (other_inputs, "context example_inputs 0 value"),
@@ -201,6 +206,7 @@ ANY: list[tuple[Spoil, str]] = [
 OF_METHODS: list[tuple[Spoil, str]] = [
     (replaced_parameters, "weight itself"),
     (other_weights, "weight value"),
+    (other_statistics, "running_mean value"),
 ]
 OF_STEPS: list[tuple[Spoil, str]] = [
     (another_teacher, "context dense 4.weight value"),
@@ -248,8 +254,8 @@ def check(spoil: Spoil, tags: Any) -> None:
 
 
 CASES = [
-    *[(ELEMENT, *case) for case in ANY + OF_METHODS],  # without batch norms
-    *[(CODES, *case) for case in NORMS + ANY[:1] + OF_METHODS + [(other_statistics, "norm1.running_mean value")]],
+    *[(ELEMENT, *case) for case in NORMS + ANY + OF_METHODS],
+    *[(CODES, *case) for case in NORMS + ANY[:1] + OF_METHODS],
     *[(TRAINS, *case) for case in NORMS + ANY + OF_STEPS],
     *[(replace(TRAINS, quantizes=True), *case) for case in OF_METHODS],
 ]
