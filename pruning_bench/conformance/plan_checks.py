@@ -49,7 +49,16 @@ def kept_entries(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_covers_only_prunable(plan: Plan, subject: Subject) -> None:
-    """Masks lie on prunable weights, one on each; channels leave inputs and outputs of the model as they are."""
+    """Masks lie on prunable weights, one on each; channels leave inputs and outputs of the model as they are.
+
+    Writes are finite, and lie in the layers that masks or cuts touch.
+    """
+    touched = plan.masks if isinstance(plan, MaskPlan) else plan.kept
+    layers = {name.rpartition(".")[0] for name in touched}
+    besides = [name for name in plan.writes if name.rpartition(".")[0] not in layers]
+    assert not besides, f"the plan writes {besides}, should be tensors of {sorted(layers)}, which it prunes"
+    broken = [name for name, values in plan.writes.items() if not torch.isfinite(values).all()]
+    assert not broken, f"the plan writes values that are not finite to {broken}"
     if isinstance(plan, MaskPlan):
         allowed = {name: tuple(p.shape) for name, p in prunable(subject.model, subject.example_inputs).items()}
         found = {name: tuple(mask.shape) for name, mask in plan.masks.items()}

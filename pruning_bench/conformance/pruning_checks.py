@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
@@ -31,12 +31,13 @@ from pruning_bench.conformance.plan_checks import (
     outputs,
     require_same,
 )
-from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs, small_subjects, tied
+from pruning_bench.conformance.strategies import GraphSpec, Subject, graph_specs, normed_subject, small_subjects, tied
+from pruning_bench.conformance.traces import differences, plan_without_trace
 from pruning_bench.errors import LevelError, ModelError, PluginError
 from pruning_bench.metrics.cost import count_cost
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningMethod
 from pruning_bench.pruning.couplings import find_couplings
-from pruning_bench.pruning.masks import prunable, pruned_count
+from pruning_bench.pruning.masks import current_masks, prunable, pruned_count
 
 Check: TypeAlias = Callable[[PruningMethod], None]
 HIGH = {"element": 0.9, "channel": 0.7}  # of two channels 0.7 leaves one
@@ -55,19 +56,39 @@ def check_counts(method: PruningMethod, subject: Subject, level: float) -> None:
     if method.tags.needs_batch_norm:
         counts = {name: count for name, count in counts.items() if count[0] or name not in plan.untouched}
         assert counts, f"{method.name}:{level} on {subject.name} leaves every coupling untouched: {plan.untouched}"
-    spare = 0 if isinstance(plan, MaskPlan) else 1
+    _require_counts(method, level, subject.name, counts, spare=0 if isinstance(plan, MaskPlan) else 1)
+    if isinstance(plan, ChannelPlan):
+        said = {name: plan.removed.get(name, (0, size))[0] for name, (_, size) in counts.items()}
+        found = {name: removed for name, (removed, _) in counts.items()}
+        assert said == found, f"{method.name}:{level} on {subject.name} says it removes {said}, but removes {found}"
+
+
+def check_compounds(method: PruningMethod, subject: Subject, level: float) -> None:
+    """After masks that are there already, the level is the share removed of what they left, and nothing comes back."""
+    first = method.plan(subject.model, level, subject.context())
+    assert isinstance(first, MaskPlan), f"{method.name}:{level} gives a {type(first).__name__}, should be a MaskPlan"
+    context = replace(subject.context(), earlier=dict(first.masks))
+    second = method.plan(apply_plan(subject.model, first), level, context)
+    block = getattr(method, "block", 1)
+    before = _removed(first, subject, block)
+    after = _removed(MaskPlan(current_masks([first, second])), subject, block)
+    counts = {name: (after[name][0] - gone, size - gone) for name, (gone, size) in before.items()}
+    _require_counts(method, level, f"what {method.name}:{level} left of {subject.name}", counts)
+
+
+def _require_counts(
+    method: PruningMethod, level: float, where: str, counts: Mapping[str, tuple[int, int]], spare: int = 0
+) -> None:
+    """`pruned_count` go of each (removed, there were), or of all together, but for `spare` that always stay of each."""
     each = {name: min(pruned_count(size, level), size - spare) for name, (_, size) in counts.items()}
     sizes = sum(size for _, size in counts.values())
     together = min(pruned_count(sizes, level), sizes - spare * len(counts))
     found = {name: removed for name, (removed, _) in counts.items()}
     exact = {"layer": found == each, "global": sum(found.values()) == together}
     assert exact.get(getattr(method, "scope", ""), any(exact.values())), (
-        f"{method.name}:{level} on {subject.name} removes {found}, sum {sum(found.values())}; "
+        f"{method.name}:{level} on {where} removes {found}, sum {sum(found.values())}; "
         f"should be {each}, or {together} in all of {sizes}"
     )
-    if isinstance(plan, ChannelPlan):
-        said = {name: plan.removed.get(name, (0, size))[0] for name, (_, size) in counts.items()}
-        assert said == found, f"{method.name}:{level} on {subject.name} says it removes {said}, but removes {found}"
 
 
 def _removed(plan: Plan, subject: Subject, block: int = 1) -> dict[str, tuple[int, int]]:
@@ -136,37 +157,22 @@ def check_deterministic(method: PruningMethod, subject: Subject, level: float) -
     """Equal seeds give equal plans whatever torch's global state; another seed another one exactly if `tags.random`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = kept_entries(method.plan(subject.model, level, subject.context(0)), subject.model)
+        first = method.plan(subject.model, level, subject.context(0))
         torch.manual_seed(2)
-        before = torch.get_rng_state()
-        second = kept_entries(method.plan(subject.model, level, subject.context(0)), subject.model)
-        assert torch.equal(before, torch.get_rng_state()), f"{method.name} draws from torch's global generator"
-    assert _equal(first, second), f"{method.name}:{level} gives two plans for one seed"
+        second = method.plan(subject.model, level, subject.context(0))
+    found = differences(first, second)
+    assert not found, f"{method.name}:{level} gives two plans for one seed, that differ in {', '.join(found)}"
     if method.tags.needs_calibration or method.tags.needs_train:  # data that follow from the seed as well
         return
-    differs = not _equal(first, kept_entries(method.plan(subject.model, level, subject.context(1)), subject.model))
+    differs = bool(differences(first, method.plan(subject.model, level, subject.context(1))))
     assert differs == method.tags.random, (
         f"{method.name}: random={method.tags.random}, other seed, other plan: {differs}"
     )
 
 
-def check_model_unchanged(method: PruningMethod, subject: Subject, level: float) -> None:
-    """`plan` leaves values, gradients, training flags and hooks of the model as they were."""
-    model = copy.deepcopy(subject.model).train()
-    before = _snapshot(model)
-    method.plan(model, level, subject.context())
-    for (name, old), (_, new) in zip(before.items(), _snapshot(model).items(), strict=True):
-        same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
-        assert same, f"{method.name}.plan changes {name} of {subject.name} from {old} to {new}"
-
-
-def _snapshot(model: nn.Module) -> dict[str, Any]:
-    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    state["grads"] = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    state["frozen"] = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    state["training"] = [name for name, module in model.named_modules() if module.training]
-    state["hooks"] = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    return state
+def check_leaves_no_trace(method: PruningMethod, subject: Subject, level: float) -> None:
+    """`plan` leaves its inputs, the global generators and torch's settings as they were; see `plan_without_trace`."""
+    plan_without_trace(method, copy.deepcopy(subject.model).train(), level, subject.context())
 
 
 def check_level_zero_is_identity(method: PruningMethod, subject: Subject) -> None:
@@ -262,10 +268,6 @@ def _raises(
     assert right, f"{method.name}:{level} raises {found}, should raise {error.__name__} naming {part!r}"
 
 
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def checks_for_pruning(
     method: PruningMethod, subjects: Sequence[Subject] | None = None, graphs: int = 0
 ) -> list[tuple[str, Check]]:
@@ -284,6 +286,7 @@ def checks_for_pruning(
         )
         raise PluginError(method.name, found, expected)
     models = list(subjects) if subjects is not None else small_subjects()[1 if method.tags.needs_batch_norm else 0 :]
+    normed = models[-1:] if subjects is not None else [normed_subject()]
     plain = _plain(method)
     checks: list[tuple[str, Check]] = [
         ("counts", _on([models[-1], tied(models[0])], check_counts, (0.29, HIGHEST[method.tags.structure])))
@@ -291,7 +294,7 @@ def checks_for_pruning(
         else ("budget", _on([models[-1], tied(models[0])], check_budget, (0.29, 0.5))),
         ("covers_only_prunable", _on_plans(models, check_covers_only_prunable)),
         ("deterministic", _on(models[:1], check_deterministic, (0.5,))),
-        ("model_unchanged", _on(models[:1], check_model_unchanged, (0.5,))),
+        ("leaves_no_trace", _on(normed, check_leaves_no_trace, (0.5,))),
         ("level_zero_is_identity", _on(models[-1:], check_level_zero_is_identity)),
         ("bad_levels", _on(models[:1], check_bad_levels)),
         ("nan_weights", _on(models[:1], check_nan_weights)),
@@ -302,6 +305,7 @@ def checks_for_pruning(
     if method.tags.nested:
         checks.append(("nested", _on([tied(models[0])], check_nested)))
     if method.tags.structure == "element":
+        checks.append(("compounds", _on(models[:1], check_compounds, (0.5,))))
         checks += [
             (f"pruned_stay_zero_{name}", _on_plans(models[:1], partial(check_pruned_stay_zero, optimizer=name)))
             for name in OPTIMIZERS

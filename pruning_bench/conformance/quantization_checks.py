@@ -6,19 +6,19 @@ nothing. `checks_for_quantization` lists the checks that a method's tags ask for
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pruning_bench.conformance import float8_checks
+from pruning_bench.conformance.traces import differences, plan_without_trace
 from pruning_bench.contracts import Context
 from pruning_bench.graphs import export
 from pruning_bench.levels import Bits, DType
 from pruning_bench.quantization.affine import fake_quantize, quantize, spread
-from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantizationMethod, QuantPlan
+from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantizationMethod
 from pruning_bench.quantization.fold import fold_batch_norms
 from pruning_bench.quantization.points import find_points
 from pruning_bench.quantization.simulation import simulate
@@ -183,23 +183,14 @@ def check_plan_deterministic(method: QuantizationMethod) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plans.append(method.plan(*example(method)))
-    different = differences(*plans)
+    different = differences(plans[0], plans[1])
     assert not different, f"{method.name}: two plans differ in {', '.join(different)}"
 
 
-def check_model_unchanged(method: QuantizationMethod) -> None:
-    """Planning leaves the model as it was: tensors, training flags and module types."""
+def check_leaves_no_trace(method: QuantizationMethod) -> None:
+    """`plan` leaves its inputs, the global generators and torch's settings as they were; see `plan_without_trace`."""
     model, level, context = example(method)
-    model.train()
-    before = copy.deepcopy(model.state_dict())
-    shape = [(name, type(module), module.training) for name, module in model.named_modules()]
-    method.plan(model, level, context)
-    after = model.state_dict()
-    assert before.keys() == after.keys(), f"{method.name}: state changed from {sorted(before)} to {sorted(after)}"
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert not changed, f"{method.name}: plan() changed {', '.join(changed)}"
-    now = [(name, type(module), module.training) for name, module in model.named_modules()]
-    assert shape == now, f"{method.name}: plan() changed modules {sorted({a[0] for a in set(shape) ^ set(now)})}"
+    plan_without_trace(method, model.train(), level, context)
 
 
 def check_layers_covered(method: QuantizationMethod) -> None:
@@ -291,39 +282,11 @@ def checks_for_quantization(method: QuantizationMethod) -> list[tuple[str, Check
     covered = check_dynamic_layers_covered if method.tags.dynamic else check_layers_covered
     checks: list[Check] = [
         check_plan_deterministic,
-        check_model_unchanged,
+        check_leaves_no_trace,
         *([check_plan_casts] if method.tags.casts else [covered, check_plan_affines, check_plan_codebooks]),
         check_simulation_close,
     ]
     return [(check.__name__.removeprefix("check_"), check) for check in checks]
-
-
-def differences(first: QuantPlan, second: QuantPlan) -> list[str]:
-    """Names of what differs between two plans."""
-    parts: list[tuple[str, Mapping[str, object], Mapping[str, object]]] = [
-        ("weights", first.weights, second.weights),
-        ("activations", first.activations, second.activations),
-        ("writes", first.writes, second.writes),
-        ("codebooks", first.codebooks, second.codebooks),
-    ]
-    return [
-        *(["dtype"] if first.dtype != second.dtype else []),
-        *(
-            f"{kind} {name}"
-            for kind, a, b in parts
-            for name in sorted({*a, *b})
-            if name not in a or name not in b or not _same(a[name], b[name])
-        ),
-    ]
-
-
-def _same(a: object, b: object) -> bool:
-    if isinstance(a, Affine) and isinstance(b, Affine):
-        ranges = (a.low, a.high, a.axis, a.group) == (b.low, b.high, b.axis, b.group)
-        return ranges and torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
-    if isinstance(a, Float8) and isinstance(b, Float8):
-        return (a.format, a.axis) == (b.format, b.axis) and torch.equal(a.scale, b.scale)
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def _spread(affine: Affine, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Runs the checks that a method's tags ask for: in a call, or as a pytest decorator."""
+"""Runs the checks that the tags of a method or training step ask for: in a call, or as a pytest decorator."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 
 from pruning_bench.conformance.pruning_checks import checks_for_pruning
 from pruning_bench.conformance.strategies import Subject
+from pruning_bench.conformance.training_checks import checks_for_training
 from pruning_bench.errors import PluginError, one_line
 from pruning_bench.pruning.contract import PruningTags
 from pruning_bench.quantization.contract import QuantizationTags
+from pruning_bench.training.contract import StepTags
 
 WHO = "check_method"
 
@@ -26,8 +28,8 @@ def checks_for(
     exception which the contract does not allow raises `CheckCrashedError`.
 
     Args:
-        method: a pruning or quantization method, or its class, taken with its default options.
-        subjects: models for the pruning checks; None takes the small ones that come with them.
+        method: a pruning or quantization method or a training step, or its class, taken with its default options.
+        subjects: models for the checks of pruning methods; None takes the small ones that come with them.
         graphs: random networks for one more check of pruning methods, `random_graphs`; a second or more for each.
     Raises:
         PluginError: no such method, or an expected failure that names no check.
@@ -40,6 +42,9 @@ def checks_for(
     if isinstance(method.tags, PruningTags):
         checks: list[tuple[str, Callable[[Any], None]]] = checks_for_pruning(method, subjects, graphs)
         known = {name for name, _ in checks} | {"random_graphs"}
+    elif isinstance(method.tags, StepTags):
+        checks = checks_for_training(method)
+        known = {name for name, _ in checks}
     else:
         # heavy, not always wanted
         from pruning_bench.conformance.quantization_checks import checks_for_quantization
@@ -53,13 +58,15 @@ def checks_for(
 
 
 def _instance(method: Any) -> Any:
-    """The method of a class; raises `PluginError` for what is neither a pruning nor a quantization method."""
+    """The method of a class; raises `PluginError` for what is neither a method nor a training step."""
     made = method() if isinstance(method, type) and is_dataclass(method) else method
     tags, name = getattr(made, "tags", None), getattr(made, "name", None) or repr(method)
-    if not isinstance(tags, (PruningTags, QuantizationTags)):
-        raise PluginError(WHO, f"tags of type {type(tags).__name__}", "a pruning or quantization method", str(name))
-    if not is_dataclass(made) or not callable(getattr(made, "plan", None)):
-        raise PluginError(WHO, f"a {type(made).__name__}", "a frozen dataclass with a method plan", str(name))
+    if not isinstance(tags, (PruningTags, QuantizationTags, StepTags)):
+        expected = "a pruning or quantization method or a training step"
+        raise PluginError(WHO, f"tags of type {type(tags).__name__}", expected, str(name))
+    verb = "run" if isinstance(tags, StepTags) else "plan"
+    if not is_dataclass(made) or not callable(getattr(made, verb, None)):
+        raise PluginError(WHO, f"a {type(made).__name__}", f"a frozen dataclass with a method {verb}", str(name))
     return made
 
 
@@ -81,14 +88,16 @@ class CheckCrashedError(PluginError):
 
 
 def check_method(method: Any, subjects: Sequence[Subject] | None = None, graphs: int = 0) -> None:
-    """Runs all checks of a method, as `checks_for` lists them; returns nothing when all hold.
+    """Runs all checks of a method or training step, as `checks_for` lists them; returns nothing when all hold.
 
     Expected failures of its tags are strict: one that passes is an error too.
 
+    Args:
+        method, subjects, graphs: as for `checks_for`; a training step is tried on a tiny model of its own.
     Raises:
         AssertionError: the first check that fails, with the method, the check and the counterexample.
         CheckCrashedError: the first check that does not run to its end.
-        PluginError: no such method.
+        PluginError: no such method or step.
     Example:
         >>> from dataclasses import dataclass
         >>> from typing import ClassVar
@@ -131,7 +140,8 @@ def parametrize_with_checks(methods: Iterable[Any], graphs: int = 0) -> pytest.M
     Expected failures of a method's tags become strict xfails with their reasons.
 
     Args:
-        methods, graphs: as for `checks_for`.
+        methods: methods and training steps, as for `checks_for`.
+        graphs: as for `checks_for`.
     Example:
         >>> from pruning_bench.pruning.methods.magnitude import Magnitude
         >>> @parametrize_with_checks([Magnitude()])

@@ -199,6 +199,11 @@ def small_subjects(seed: int = 0) -> list[Subject]:
     return [replace(spec.build(seed), name=name) for name, spec in (("plain", plain), ("residual", residual))]
 
 
+def normed_subject(seed: int = 0) -> Subject:
+    """The smallest network with every kind of state: parameters, and the statistics of batch norms."""
+    return replace(GraphSpec((("conv", 6),)).build(seed), name="normed")
+
+
 def tied(subject: Subject) -> Subject:
     """The subject with weights rounded to halves: most of them equal another one, many are zero."""
     model = copy.deepcopy(subject.model)

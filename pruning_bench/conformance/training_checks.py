@@ -1,23 +1,39 @@
 """What must hold for every training step, on a tiny model and images of two classes: checks that assert.
 
-A check takes the step's `run`, or a function of the same arguments `(model, level, plans, context)`.
+A check takes the step. `checks_for_training` lists the checks that its tags ask for.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.contracts import Context
+from pruning_bench.conformance.traces import check_own_memory, differences, held, held_frame, leaves_no_trace
+from pruning_bench.contracts import Context, Past
 from pruning_bench.datasets.contract import Split
-from pruning_bench.levels import Number
-from pruning_bench.pruning.contract import MaskPlan
+from pruning_bench.errors import LevelError, PluginError
+from pruning_bench.levels import Bits, Level, NofM, Number
+from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
+from pruning_bench.pruning.masks import current_masks
+from pruning_bench.pruning.shrink import apply_channels
+from pruning_bench.quantization.affine import fake_quantize
+from pruning_bench.quantization.contract import QuantPlan
+from pruning_bench.training.contract import TrainingStep
 
-Run: TypeAlias = Callable[[nn.Module, Any, Any, Context], Any]
+Check: TypeAlias = Callable[[TrainingStep], None]
+LEVELS: tuple[tuple[Level | None, ...], ...] = (
+    (Number(1), Number(2)),
+    (Number(0.25), Number(0.5)),
+    (Bits(8, 8), Bits(4, 4)),
+    (Bits(8), Bits(4)),
+    (NofM(2, 4), NofM(1, 4)),
+    (None,),
+)
+MANY = 512  # images: several batches for every step, so that a level that counts them shows
 
 
 def split_of(count: int = 64) -> Split:
@@ -30,10 +46,11 @@ def split_of(count: int = 64) -> Split:
     return Split(images, labels, torch.tensor([0.4]), torch.tensor([0.3]))
 
 
-def context(seed: int = 0, train: Split | None = None) -> Context:
-    """A context with training images, and the tiny model as the dense one."""
-    inputs, generator = (torch.zeros(1, 1, 8, 8),), torch.Generator().manual_seed(seed)
-    return Context(inputs, generator, train=train or split_of(), seed=seed, dense=tiny_model())
+def context(seed: int = 0, train: Split | None = None, plans: Sequence[Any] = ()) -> Context:
+    """A context after the plans, with training images, which also calibrate, and the tiny model as the dense one."""
+    inputs, train, generator = (torch.zeros(1, 1, 8, 8),), train or split_of(), torch.Generator().manual_seed(seed)
+    batches, earlier = [(train.inputs(slice(64)),)], current_masks(plans)
+    return Context(inputs, generator, batches, train=train, earlier=earlier, seed=seed, dense=tiny_model())
 
 
 def tiny_model() -> nn.Module:
@@ -65,34 +82,112 @@ def state(model: nn.Module) -> Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in model.state_dict().values()])
 
 
-def check_keeps_pruned(run: Run, level: Any = Number(2)) -> None:  # noqa: B008  (frozen)
-    """Pruned weights stay zero, kept ones train; the model ends plain, without gradients and in evaluation mode."""
-    model, plan = masked_model()
-    names = list(model.state_dict())
-    before = copy.deepcopy(model.state_dict())
-    run(model, level, (plan,), context())
-    for name, mask in plan.masks.items():
-        revived = int(model.get_parameter(name)[~mask].count_nonzero())
+def compressed_model() -> tuple[nn.Module, tuple[MaskPlan, ChannelPlan]]:
+    """The masked model without one of the channels of its first layer, and the two plans that did it."""
+    model, masks = masked_model()
+    kept = {0: torch.tensor([0, 1, 3])}
+    made = ("0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias", "0.1.running_mean", "0.1.running_var")
+    channels = ChannelPlan({**dict.fromkeys(made, kept), "1.0.weight": {1: kept[0]}})
+    return apply_channels(model, channels), (masks, channels)
+
+
+def levels_of(step: TrainingStep) -> tuple[Level | None, ...]:
+    """Two levels that the step's tags take, or the only one; a single 1 where the tags do not say what they take."""
+    reads = step.tags.level
+    if reads is None:
+        return (Number(1),)
+    for levels in LEVELS:
+        try:
+            for level in levels:
+                reads(step.name, level)
+        except LevelError:
+            continue
+        return levels
+    refused = ", ".join(str(level) for levels in LEVELS for level in levels)
+    raise PluginError(step.name, f"tags.level refuses {refused}", "a reader that takes one of them")
+
+
+def check_keeps_pruned(step: TrainingStep) -> None:
+    """Weights that masks pruned stay zero, also where channels went after them; if the tags say so, kept ones train."""
+    model, plans = compressed_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    made = step.run(model, levels_of(step)[-1], plans, _given(step, plans=plans)) or ()
+    after = _weights(model, made)
+    for name, mask in current_masks(plans).items():
+        revived = int(after[name][~mask].count_nonzero())
         assert revived == 0, f"{name}: {revived} of {int((~mask).sum())} pruned weights revived, should be 0"
-        moved = int((model.get_parameter(name) != before[name])[mask].sum())
-        assert moved > 0, f"{name}: {moved} kept weights changed, should train"
-    assert list(model.state_dict()) == names, f"names {list(model.state_dict())}, should be {names}"
-    assert not model.training, "training mode, should be evaluation mode"
-    left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    assert not left, f"gradients left on {left}, should be none"
-    kinds = {type(parameter) for parameter in model.parameters()}
-    assert kinds == {nn.Parameter}, f"parameters of type {kinds}, should be plain"
+        moved = int((after[name] != before[name])[mask].sum())
+        assert moved > 0 or not step.tags.trains_weights, f"{name}: {moved} kept weights changed, should train"
+    kinds = sorted(type(plan).__name__ for plan in made)
+    quantizes = any(isinstance(plan, QuantPlan) for plan in made)
+    assert quantizes == step.tags.quantizes, f"gives {kinds}, should be as tags.quantizes={step.tags.quantizes} says"
 
 
-def check_deterministic(run: Run, level: Any = Number(1)) -> None:  # noqa: B008  (frozen)
-    """Equal for equal generators, different for different ones, untouched by and without touch of the global one."""
-    states = []
-    for seed, noise in ((0, 3), (0, 4), (1, 3)):
-        torch.manual_seed(noise)
-        before = torch.get_rng_state()
-        model = tiny_model()
-        run(model, level, (), context(seed))
-        assert torch.equal(before, torch.get_rng_state()), "the global generator moved, should be as before"
-        states.append(state(model))
-    assert torch.equal(states[0], states[1]), f"differs by {(states[0] - states[1]).abs().max()}, should be equal"
-    assert not torch.equal(states[0], states[2]), "generators 0 and 1 give equal results, should differ"
+def check_leaves_no_trace(step: TrainingStep) -> None:
+    """Of the model only values change: it ends in evaluation mode, without gradients, hooks and other settings, its
+    parameters as trainable as before; nothing changes of a model that is quantized, nor of anything else."""
+    model, plans = compressed_model()
+    given = _given(step, plans=plans)
+    look = held if step.tags.quantizes else held_frame
+    with leaves_no_trace(
+        f"{step.name}.run", lambda: {"model": look(model), **held({"context": given, "plans": plans})}
+    ):
+        made = step.run(model, levels_of(step)[0], plans, given)
+    check_own_memory(step.name, made, {"model": model})
+
+
+def check_deterministic(step: TrainingStep) -> None:
+    """Equal for equal generators whatever the global one; where weights train, different for different ones."""
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for seed, noise in ((0, 3), (0, 4), (1, 3)):
+            torch.manual_seed(noise)
+            results.append(_result(step, levels_of(step)[0], _given(step, seed)))
+    different = differences(results[0], results[1])
+    assert not different, f"{step.name}: two runs differ in {', '.join(different)}, should be equal"
+    differs = bool(differences(results[0], results[2]))
+    assert differs or not step.tags.trains_weights, "generators 0 and 1 give equal results, should differ"
+
+
+def check_level_matters(step: TrainingStep) -> None:
+    """Two levels give two results."""
+    train, levels = split_of(MANY), levels_of(step)
+    results = [_result(step, level, _given(step, train=train)) for level in levels]
+    differs = bool(differences(results[0], results[1]))
+    assert differs, f"{step.name}: levels {levels[0]} and {levels[1]} give equal results, should differ"
+
+
+def checks_for_training(step: TrainingStep) -> list[tuple[str, Check]]:
+    """(name, check) of every law that the step's tags ask for; each check is called with the step."""
+    checks: list[Check] = [check_keeps_pruned, check_leaves_no_trace, check_deterministic]
+    checks += [check_level_matters] if len(levels_of(step)) > 1 else []
+    return [(check.__name__.removeprefix("check_"), check) for check in checks]
+
+
+def _given(step: TrainingStep, seed: int = 0, train: Split | None = None, plans: Sequence[Any] = ()) -> Context:
+    """A context with all that the step may ask for."""
+    given = context(seed, train, plans)
+    return replace(given, past=_past()) if step.tags.needs_past else given
+
+
+def _past() -> list[Past]:
+    """The tiny model, and what two steps may have made of it."""
+    start = tiny_model().state_dict()
+    return [Past({name: tensor + shift for name, tensor in start.items()}, 0) for shift in range(3)]
+
+
+def _result(step: TrainingStep, level: Level | None, given: Context) -> object:
+    """What becomes of the tiny model, and the plans that the step gives."""
+    model = tiny_model()
+    made = step.run(model, level, (), given)
+    return {"model": dict(model.state_dict()), "plans": list(made or ())}
+
+
+def _weights(model: nn.Module, made: Sequence[Any]) -> dict[str, Tensor]:
+    """Parameter name -> its values, as a plan among those that were made rounds them."""
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for plan in made:
+        if isinstance(plan, QuantPlan):
+            for name, coding in plan.weights.items():
+                values[name] = fake_quantize(plan.writes.get(name, values[name]), coding)
+    return values

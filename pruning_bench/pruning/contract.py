@@ -52,7 +52,8 @@ class MaskPlan:
 
     Args:
         masks: parameter name -> bool tensor of the parameter's shape, True = kept.
-        writes: parameter name -> replacement values of the parameter's shape that the method computed (often none).
+        writes: parameter name -> replacement values of the parameter's shape that the method computed (often none); in
+            layers that masks lie on.
         untouched: parameter name -> why the level does not fit it, so that it stayed as it was (often none).
 
     Example:
@@ -85,7 +86,7 @@ class ChannelPlan:
         kept: tensor name (parameter or buffer) -> {dimension -> sorted indices kept, int64}.
         removed: coupling name -> (channels removed, channels there were); to explain the plan.
         exact: removal equals zeroing (it does not through a LayerNorm's statistics).
-        writes: tensor name -> replacement values of the *kept* shape (often none).
+        writes: tensor name -> replacement values of the *kept* shape (often none); in layers that are cut.
         untouched: dimension that could not be pruned -> reason.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning_bench.conformance import float8_checks as checks
 from pruning_bench.conformance import quantization_checks, quantization_sweeps
 from pruning_bench.conformance.runner import check_method, checks_for
+from pruning_bench.conformance.traces import differences
 from pruning_bench.quantization.affine import choose_float8, fake_quantize, quantize
 from pruning_bench.quantization.contract import Float8, QuantizationTags, QuantPlan
 from pruning_bench.quantization.methods.fp8 import Fp8
@@ -157,10 +158,10 @@ def test_two_plans_differ_by_scale_format_and_kind() -> None:
     name = next(iter(plan.weights))
     coding = plan.weights[name]
     assert isinstance(coding, Float8)
-    assert quantization_checks.differences(plan, plan) == []
-    for other in (replace(coding, scale=coding.scale * 2), replace(coding, format="e5m2"), replace(coding, axis=None)):
-        changed = replace(plan, weights={**plan.weights, name: other})
-        assert quantization_checks.differences(plan, changed) == [f"weights {name}"], f"{other} passes for {coding}"
+    assert not differences(plan, plan), "a plan differs from itself"
+    for field, value in {"scale": coding.scale * 2, "format": "e5m2", "axis": None}.items():
+        changed = replace(plan, weights={**plan.weights, name: replace(coding, **{field: value})})
+        assert [*differences(plan, changed)] == [f"weights {name} {field}"], f"{value} passes for {coding}"
 
 
 def test_a_method_is_swept_over_the_bits_that_it_has() -> None:

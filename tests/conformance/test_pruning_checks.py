@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -149,15 +150,50 @@ def leaves_a_hook(model: nn.Module, level: float, context: Context) -> MaskPlan:
     return good(model, level, context)
 
 
+def writes_by_numpy(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    plan = good(model, level, context)
+    noise = {name: float(np.random.default_rng().normal()) for name in plan.masks}
+    return MaskPlan(plan.masks, {name: model.get_parameter(name).detach() + noise[name] for name in plan.masks})
+
+
+def says_it_otherwise_each_time(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    plan = L1Filter().plan(model, level, context)
+    return dataclasses.replace(plan, untouched={"layer": f"left at {torch.rand(())}"})
+
+
+def zeroes_biases(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    biases = {name: torch.zeros_like(bias) for name, bias in model.named_parameters() if "bias" in name}
+    return MaskPlan(good(model, level, context).masks, biases if level else {})
+
+
+def writes_where_nothing_is_cut(model: nn.Module, level: float, context: Context) -> ChannelPlan:
+    return ChannelPlan({}, writes={"classifier.bias": torch.zeros_like(model.get_parameter("classifier.bias"))})
+
+
+def writes_no_numbers(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    masks = good(model, level, context).masks
+    return MaskPlan(masks, {name: torch.full(mask.shape, torch.nan) for name, mask in masks.items()})
+
+
+def holds_the_models_weights(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    masks = good(model, level, context).masks
+    return MaskPlan(masks, {name: model.get_parameter(name).detach()[:] for name in masks})
+
+
+def forgets_earlier_masks(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    return good(model, level, dataclasses.replace(context, earlier={}))
+
+
+def takes_its_share_of_all(model: nn.Module, level: float, context: Context) -> MaskPlan:
+    masks = context.earlier or {"none": torch.ones(1)}
+    left = sum(float(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    return good(model, min(level / left, 0.99) if level >= 0 else level, context)
+
+
 def leaves_gradients(model: nn.Module, level: float, context: Context) -> MaskPlan:
     state = copy.deepcopy(model.state_dict())
     model(*context.example_inputs).sum().backward()
     model.load_state_dict(state)
-    return good(model, level, context)
-
-
-def freezes(model: nn.Module, level: float, context: Context) -> MaskPlan:
-    model.requires_grad_(False)
     return good(model, level, context)
 
 
@@ -221,14 +257,21 @@ METHOD_MUTANTS: list[tuple[str, Planner, PruningTags]] = [
     ("covers_only_prunable", prunes_biases, ELEMENT),
     ("covers_only_prunable", leaves_a_layer_out, ELEMENT),
     ("covers_only_prunable", cuts_the_output, CHANNEL),
+    ("covers_only_prunable", zeroes_biases, ELEMENT),
+    ("covers_only_prunable", writes_where_nothing_is_cut, CHANNEL),
+    ("covers_only_prunable", writes_no_numbers, ELEMENT),
+    ("compounds", forgets_earlier_masks, ELEMENT),
+    ("compounds", takes_its_share_of_all, ELEMENT),
     ("deterministic", uses_the_global_generator, RANDOM),
+    ("deterministic", writes_by_numpy, ELEMENT),
+    ("deterministic", says_it_otherwise_each_time, CHANNEL),
     ("deterministic", random_but_ignores_the_seed, RANDOM),
     ("deterministic", random_without_saying_so, ELEMENT),
-    ("model_unchanged", masks_in_place, ELEMENT),
-    ("model_unchanged", leaves_eval_mode, ELEMENT),
-    ("model_unchanged", leaves_a_hook, ELEMENT),
-    ("model_unchanged", leaves_gradients, ELEMENT),
-    ("model_unchanged", freezes, ELEMENT),
+    ("leaves_no_trace", masks_in_place, ELEMENT),
+    ("leaves_no_trace", leaves_eval_mode, ELEMENT),
+    ("leaves_no_trace", leaves_a_hook, ELEMENT),
+    ("leaves_no_trace", leaves_gradients, ELEMENT),
+    ("leaves_no_trace", holds_the_models_weights, ELEMENT),
     ("level_zero_is_identity", prunes_at_level_zero, ELEMENT),
     ("level_zero_is_identity", rewrites_at_level_zero, ELEMENT),
     ("bad_levels", takes_any_level, ELEMENT),
@@ -601,8 +644,8 @@ def test_expected_failures_are_strict() -> None:
         checks_for(Mutant(good, failing("cuonts")))
 
 
-def test_a_training_step_has_no_checks_here() -> None:
-    with pytest.raises(PluginError, match="StepTags"):
+def test_what_plans_is_no_training_step() -> None:
+    with pytest.raises(PluginError, match="a Mutant, should be a frozen dataclass with a method run"):
         checks_for(Mutant(good, StepTags()))
 
 

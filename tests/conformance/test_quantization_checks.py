@@ -188,6 +188,23 @@ class LeavesEvalMode(Wrapped):
         return plan_of_the_example()
 
 
+class Flips(Wrapped):
+    def change(self, plan: QuantPlan) -> QuantPlan:
+        return replace(plan, dynamic=torch.initial_seed() == 1)
+
+
+class SpoilsCalibration(Wrapped):
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        assert context.calibration is not None
+        context.calibration[1][0].clamp_(-1, 1)
+        return plan_of_the_example()
+
+
+class HoldsTheModel(Wrapped):
+    def plan(self, model: nn.Module, level: Any, context: Context) -> QuantPlan:
+        return replace(plan_of_the_example(), writes={"hidden.bias": model.get_parameter("hidden.bias").detach()})
+
+
 class ForgetsALayer(Wrapped):
     def change(self, plan: QuantPlan) -> QuantPlan:
         return replace(plan, weights={k: v for k, v in plan.weights.items() if k != "classifier.weight"})
@@ -254,8 +271,11 @@ METHODS = [
     ("zeros revived", checks.check_plan_codebooks, Shared(change="revived"), "zeros of conv1.weight"),
     ("not the nearest", checks.check_plan_codebooks, Shared(change="far"), "off its nearest entry"),
     ("global random numbers", checks.check_plan_deterministic, GlobalRandom(), "two plans differ in activations input"),
-    ("folds in place", checks.check_model_unchanged, FoldsInPlace(), "changed conv1.weight"),
-    ("leaves eval mode", checks.check_model_unchanged, LeavesEvalMode(), "changed modules"),
+    ("other runs at random", checks.check_plan_deterministic, Flips(), "two plans differ in dynamic"),
+    ("folds in place", checks.check_leaves_no_trace, FoldsInPlace(), "changes model conv1.weight value"),
+    ("leaves eval mode", checks.check_leaves_no_trace, LeavesEvalMode(), "changes model training from True to False"),
+    ("spoils calibration", checks.check_leaves_no_trace, SpoilsCalibration(), "changes context calibration 1 0 value"),
+    ("holds the model", checks.check_leaves_no_trace, HoldsTheModel(), r"writes hidden.bias \(model hidden.bias\)"),
     ("forgets a layer", checks.check_layers_covered, ForgetsALayer(), "classifier.weight"),
     ("forgets a point", checks.check_layers_covered, ForgetsAPoint(), "conv2.conv2d"),
     ("forgets a linear layer", checks.check_dynamic_layers_covered, Partly(change="one less"), "for hidden.weight"),

@@ -16,15 +16,7 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from pruning_bench import compress
-from pruning_bench.conformance.training_checks import (
-    check_deterministic,
-    check_keeps_pruned,
-    context,
-    masked_model,
-    split_of,
-    state,
-    tiny_model,
-)
+from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
 from pruning_bench.errors import ModelError
 from pruning_bench.recipe import parse
 from pruning_bench.training.steps.distill import Distill, soft_loss
@@ -63,11 +55,6 @@ def test_the_soft_loss_is_the_divergence_times_the_temperature_squared(seed: int
 def test_mutants_of_the_soft_loss_are_seen(mutant: SoftLoss) -> None:
     with pytest.raises(AssertionError, match="should be"):
         check_soft_loss(mutant, 0, 4.0)
-
-
-def test_what_was_pruned_stays_zero_and_a_seed_gives_the_same_model() -> None:
-    check_keeps_pruned(Distill().run)
-    check_deterministic(Distill().run)
 
 
 def test_with_no_share_it_is_finetuning() -> None:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from pruning_bench import compress, load, save
 from pruning_bench.cases import Case
-from pruning_bench.conformance.quantization_checks import differences
+from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
-from pruning_bench.contracts import Context
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
 from pruning_bench.errors import LevelError, ModelError
@@ -31,12 +30,8 @@ from pruning_bench.training.steps.qat import Qat
 QUICK = Qat(epochs=1, batch=32, lr=0.01)
 
 
-def given(seed: int = 0) -> Context:
-    return replace(context(seed), calibration=[(split_of().inputs(),)])
-
-
 def ran(step: Qat = QUICK, level: str = "w4a4", model: nn.Module | None = None, *plans: Any) -> QuantPlan:
-    (plan,) = step.run(tiny_model() if model is None else model, level, plans, given())
+    (plan,) = step.run(tiny_model() if model is None else model, level, plans, context())
     return plan
 
 
@@ -97,15 +92,9 @@ def test_what_was_pruned_stays_zero_and_the_rest_trains() -> None:
     assert zeros(forgetful, plan.masks) > 0, "without the plans nothing revives: the test shows nothing"
 
 
-def test_the_same_for_the_same_seed_whatever_the_global_random_state() -> None:
-    plans = []
-    for seed, noise in ((0, 1), (0, 2), (1, 1)):
-        torch.manual_seed(noise)
-        before = torch.get_rng_state()
-        plans += QUICK.run(tiny_model(), "w4a4", (), given(seed))
-        assert torch.equal(before, torch.get_rng_state()), "the global generator moved"
-    assert not differences(plans[0], plans[1]), f"two runs differ in {differences(plans[0], plans[1])}"
-    assert differences(plans[0], plans[2]), "seeds 0 and 1 give the same"
+@parametrize_with_checks([QUICK])
+def test_the_step_holds_every_law(method: Any, check: Any) -> None:
+    check(method)
 
 
 def test_the_ends_have_more_bits_and_the_scales_learn_only_when_asked() -> None:
@@ -158,21 +147,21 @@ def test_after_pruning_it_runs_saves_and_loads(recipe: str, tmp_path: Path) -> N
 )
 def test_levels_out_of_range(step: Qat, level: Any, said: str) -> None:
     with pytest.raises(LevelError, match=said):
-        step.run(tiny_model(), level, (), given())
+        step.run(tiny_model(), level, (), context())
 
 
 def test_missing_data_is_said() -> None:
     with pytest.raises(ModelError, match="qat: no training data"):
-        QUICK.run(tiny_model(), "w4a4", (), replace(given(), train=None))
+        QUICK.run(tiny_model(), "w4a4", (), replace(context(), train=None))
     with pytest.raises(ModelError, match="qat: no calibration data"):
-        QUICK.run(tiny_model(), "w4a4", (), replace(given(), calibration=None))
+        QUICK.run(tiny_model(), "w4a4", (), replace(context(), calibration=None))
 
 
 def test_a_loss_that_is_not_finite_is_said_and_the_model_left_alone() -> None:
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ModelError, match=r"loss (nan|inf).*should be finite"):
-        Qat(epochs=2, lr=1e38).run(model, "w4a4", (), given())
+        Qat(epochs=2, lr=1e38).run(model, "w4a4", (), context())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "the model changed"
 
 

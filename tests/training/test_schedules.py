@@ -10,15 +10,7 @@ import torch
 from torch import nn
 
 from pruning_bench import compress
-from pruning_bench.conformance.training_checks import (
-    check_deterministic,
-    check_keeps_pruned,
-    context,
-    masked_model,
-    split_of,
-    state,
-    tiny_model,
-)
+from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
 from pruning_bench.contracts import Past
 from pruning_bench.errors import LevelError, ModelError, PruningBenchError
 from pruning_bench.levels import Number
@@ -35,24 +27,6 @@ from pruning_bench.training.steps.slim import Slim
 from pruning_bench.training.tuning import Tuning
 
 GROWS = Agp(epochs=2, batch=8, every=2)
-
-
-def run_agp(model: nn.Module, level: Any, plans: Any, given: Any) -> Any:
-    return GROWS.run(model, Number(0.5), plans, dataclasses.replace(given, earlier=current_masks(plans)))
-
-
-@pytest.mark.parametrize("run", [Slim().run, LrRewind(of=4).run, run_agp], ids=["slim", "lr_rewind", "agp"])
-def test_what_was_pruned_stays_pruned(run: Callable[..., Any]) -> None:
-    check_keeps_pruned(run)
-
-
-@pytest.mark.parametrize(
-    "run",
-    [Slim().run, LrRewind(of=2).run, run_agp, lambda model, level, plans, given: Reinit().run(model, None, (), given)],
-    ids=["slim", "lr_rewind", "agp", "reinit"],
-)
-def test_steps_follow_their_generator_alone(run: Callable[..., Any]) -> None:
-    check_deterministic(run)
 
 
 def zeros(model: nn.Module, names: Any) -> list[int]:

@@ -4,100 +4,46 @@ import pytest
 import torch
 from torch import nn
 
-from pruning_bench.conformance.training_checks import (
-    check_deterministic,
-    check_keeps_pruned,
-    context,
-    masked_model,
-    split_of,
-    state,
-    tiny_model,
-)
+from pruning_bench.conformance.runner import parametrize_with_checks
+from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
 from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.levels import Bits, Number
 from pruning_bench.recipe import parse
 from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
+from pruning_bench.training.steps.agp import Agp
 from pruning_bench.training.steps.bn_recalibrate import BnRecalibrate, recalibrate
+from pruning_bench.training.steps.distill import Distill
 from pruning_bench.training.steps.finetune import Finetune
+from pruning_bench.training.steps.lr_rewind import LrRewind
+from pruning_bench.training.steps.reinit import Reinit
+from pruning_bench.training.steps.rewind import Rewind
+from pruning_bench.training.steps.slim import Slim
 
 
-def mutant_forgets_masks(model, level, plans, context):
-    Finetune().run(model, level, (), context)
-
-
-def mutant_masks_gradients_only(model, level, plans, context):
-    """Gradient hooks alone: momentum and weight decay of an older state move the weights all the same."""
-    config = TrainConfig(epochs=2, batch=64, lr=0.01, seed=1)
-    optimizer = make_optimizer(model, config)
-    train_epoch(model, context.train, optimizer, config, 0)
-    for plan in plans:
-        for name, mask in plan.masks.items():
-            model.get_parameter(name).register_hook(lambda gradient, mask=mask: gradient * mask)
-            with torch.no_grad():
-                model.get_parameter(name).mul_(mask)
-    train_epoch(model, context.train, optimizer, config, 1)
-    model.zero_grad(set_to_none=True)
-    model.eval()
-
-
-def mutant_leaves_training_mode(model, level, plans, context):
-    Finetune().run(model, level, plans, context)
-    model.train()
-
-
-def mutant_trains_nothing(model, level, plans, context):
-    model.eval()
-
-
-def mutant_leaves_gradients(model, level, plans, context):
-    Finetune().run(model, level, plans, context)
-    model(context.train.inputs()).sum().backward()
-    for parameter in model.parameters():
-        parameter.grad.zero_()
-
-
-def test_finetune_keeps_pruned():
-    check_keeps_pruned(Finetune().run)
-
-
-@pytest.mark.parametrize(
-    "mutant",
+@parametrize_with_checks(
     [
-        mutant_forgets_masks,
-        mutant_masks_gradients_only,
-        mutant_leaves_training_mode,
-        mutant_trains_nothing,
-        mutant_leaves_gradients,
-    ],
+        Finetune(),
+        Distill(),
+        Slim(),
+        LrRewind(of=4),
+        Agp(epochs=2, batch=8, every=2),
+        Reinit(),
+        Rewind(),
+        BnRecalibrate(batch=16),
+    ]
 )
-def test_check_keeps_pruned_rejects(mutant):
-    with pytest.raises(AssertionError, match="should"):
-        check_keeps_pruned(mutant)
+def test_shipped_steps(method, check):
+    check(method)
 
 
-def mutant_fixed_seed(model, level, plans, given):
-    Finetune().run(model, level, plans, context(7))
-
-
-def mutant_global_seed(model, level, plans, given):
-    Finetune().run(model, level, plans, context(torch.initial_seed()))
-
-
-def mutant_reseeds_globally(model, level, plans, given):
-    torch.manual_seed(given.seed)
-    Finetune().run(model, level, plans, given)
-
-
-@pytest.mark.parametrize("step", [Finetune(), BnRecalibrate(batch=16)], ids=lambda step: step.name)
-def test_deterministic(step):
-    check_deterministic(step.run)
-
-
-@pytest.mark.parametrize("mutant", [mutant_fixed_seed, mutant_global_seed, mutant_reseeds_globally])
-def test_check_deterministic_rejects(mutant):
-    with pytest.raises(AssertionError, match="should"):
-        check_deterministic(mutant)
+def test_random_batches_follow_the_generator():
+    states = []
+    for seed in (0, 1):
+        model = tiny_model()
+        BnRecalibrate(batch=16).run(model, Number(1), (), context(seed))
+        states.append(state(model))
+    assert not torch.equal(*states), "generators 0 and 1 give equal results, should differ"
 
 
 def test_finetune_level_is_the_number_of_epochs():
