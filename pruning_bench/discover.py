@@ -44,7 +44,7 @@ def _load(entry: importlib.metadata.EntryPoint) -> None:
         entry.load()
     except PruningBenchError as problem:
         raise type(problem)(problem.who, problem.found, problem.expected, f"{entry.value} of {origin}") from problem
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         found = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
         raise PluginError(f"entry point {entry.name}", found, "importable", f"{entry.value} of {origin}") from problem
 
@@ -65,7 +65,7 @@ def import_files(files: Iterable[str]) -> None:
         sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look there
         try:
             spec.loader.exec_module(module)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             del sys.modules[name]
             raise PluginError("import", f"{type(problem).__name__}: {problem}", "importable", str(file)) from problem
 

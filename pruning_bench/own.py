@@ -53,8 +53,9 @@ class Settings:
         """
         if self.file is None:
             return
-        if (folder := str(self.file.parent)) not in sys.path:
-            sys.path.append(folder)
+        for folder in map(str, [self.file.parent, *_import_paths(self.file)]):
+            if folder not in sys.path:
+                sys.path.append(folder)
         for module in self.imports:
             self._module("imports", module)
         if self.model or self.data:  # with torch
@@ -116,7 +117,7 @@ def read_settings(root: Path) -> Settings:
     file = root / "pyproject.toml"
     if not file.is_file():
         return Settings()
-    table = _table(file)
+    table = _table(file, "pruning_bench")
     if table is None:
         return Settings()
     if not isinstance(table, dict):
@@ -138,11 +139,22 @@ def _fits(value: object, many: bool) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value) if many else isinstance(value, str)
 
 
-def _table(file: Path) -> Any:
-    """The table as it stands there; None without one."""
+def _import_paths(file: Path) -> list[Path]:
+    """What pytest puts onto the path of imports by its option `pythonpath`, for commands outside pytest."""
+    options = _table(file, "pytest", "ini_options") or {}
+    given = options.get("pythonpath", []) if isinstance(options, dict) else []
+    words = given.split() if isinstance(given, str) else given
+    return [file.parent / word for word in words if isinstance(word, str)]
+
+
+def _table(file: Path, *names: str) -> Any:
+    """A table as it stands below `tool`; None without one."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings the latter
     try:
-        return tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("pruning_bench")
+        table = tomllib.loads(file.read_text("utf-8")).get("tool", {})
+        for name in names[:-1]:
+            table = table.get(name, {})
+        return table.get(names[-1])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError) as problem:
         raise PruningBenchError("pyproject.toml", str(problem), "TOML", str(file)) from None
 

@@ -133,6 +133,7 @@ class SuiteModule(pytest.Module):
 def use_suite_storage(config: pytest.Config) -> None:
     """Lets pytest-benchmark save every run under the results folder; call it from the suite's `conftest.py`."""
     config.stash[SUITE_FOLDER] = True
+    config.addinivalue_line("filterwarnings", "default::pytest.PytestWarning:pytest_benchmark")
     if parallel := _in_parallel(config):
         raise pytest.UsageError(str(parallel))
     if config.getoption("benchmark_storage", None) is None:
@@ -351,8 +352,8 @@ class Finish:
         written = suite.write(interrupted)
         try:
             yield
-        except OSError as problem:
-            suite.problems.append(one_line(problem))
+        except Exception as problem:  # another plug-in's, whose files are not what the verdict hangs on
+            suite.problems.append(f"{type(problem).__name__}: {one_line(problem)}")
         if written and not interrupted:
             session.exitstatus = _judged(suite) or exitstatus
         if suite.problems:
@@ -385,7 +386,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 terminalreporter.write_line(line)
 
 
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, str] | None:
     """What must match for times to be comparable, instead of everything about the machine; for suite runs only."""
     if SUITE_FOLDER not in config.stash:

@@ -6,10 +6,12 @@ Definitions come in by decorator when their module is imported; `discover` impor
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 from pruning_bench.errors import DuplicateNameError, PluginError, PruningBenchError, UnknownNameError, closest
@@ -53,10 +55,15 @@ class Registry(Generic[T]):
         self.families: dict[str, Family[T]] = {}
 
     def add(self, name: str, item: T) -> None:
-        """Registers `item`; raises `DuplicateNameError` if the name is taken, `PluginError` if it is not snake_case."""
+        """Registers `item`, in place of the same definition where its file was only run again.
+
+        Raises:
+            DuplicateNameError: the name is taken.
+            PluginError: it is not snake_case.
+        """
         if not isinstance(name, str) or not _NAME.match(name):
             raise PluginError(self.kind, f"name {name!r}", "snake_case (a-z, 0-9, _)", _origin(item))
-        if name in self._items:
+        if name in self._items and not _again(item, self._items[name]):
             raise DuplicateNameError(
                 self.kind,
                 f"{name!r} defined twice",
@@ -121,6 +128,23 @@ def _origin(item: object) -> str:
     """Where a definition was made: `module.qualname` of a class, a function or an instance's class."""
     named = item if hasattr(item, "__qualname__") else getattr(item, "build", type(item))
     return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', '?')}"
+
+
+def _again(item: object, before: object) -> bool:
+    """Whether both are one definition, made by two runs of its file: pytest may import a conftest.py more than once."""
+    one, other = _code_of(item), _code_of(before)
+    if one is None or other is None or one.__globals__ is other.__globals__:
+        return False
+    places = [(f.__code__.co_filename, f.__code__.co_firstlineno, f.__qualname__) for f in (one, other)]
+    return places[0] == places[1]
+
+
+def _code_of(item: object) -> FunctionType | None:
+    """A function that was made with a definition: itself, what it builds or loads with, or the first of its class."""
+    found = [item, *(getattr(item, member, None) for member in ("build", "load"))]
+    functions = [f for f in map(inspect.unwrap, filter(callable, found)) if isinstance(f, FunctionType)]
+    cls = item if isinstance(item, type) else type(item)
+    return next(iter([*functions, *(f for f in vars(cls).values() if isinstance(f, FunctionType))]), None)
 
 
 STEPS: Registry[Any] = Registry("method")  # everything a recipe can name: pruning, quantization, training steps

@@ -20,6 +20,7 @@ from pruning_bench.judging.verdicts import WHOLE_CASE, Verdict
 from pruning_bench.records import Measurement, Outcome, Run, read_run, write_atomically, write_run
 from pruning_bench.reporting.as_json import to_json
 from pruning_bench.reporting.insertion import put_between_marks
+from pruning_bench.reporting.junit import to_junit
 from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, rows_of
 from pruning_bench.reporting.terminal import to_terminal
@@ -53,10 +54,11 @@ class Review:
         return to_terminal(self.run, self.report, self.rows).splitlines()
 
     def write_reports(self, folder: Path) -> None:
-        """Writes the report as Markdown and JSON, under the run's id and as `latest`."""
+        """Writes the report as Markdown, JSON and JUnit XML, under the run's id and as `latest`."""
         for name in (self.run.id, "latest"):
             write_atomically(folder / f"{name}.md", to_markdown(self.run, self.report, self.rows))
             write_atomically(folder / f"{name}.json", to_json(self.run, self.report, self.rows))
+            write_atomically(folder / f"{name}.junit.xml", to_junit(self.report))
 
 
 def review_run(

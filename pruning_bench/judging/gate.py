@@ -202,6 +202,11 @@ def _of_states(run: Run, require: Collection[str]) -> list[Verdict]:
         elif case.state == "skipped":
             fails = runtime_of(case.case_id) in require
             verdicts.append(Verdict(case.case_id, WHOLE_CASE, Outcome.UNAVAILABLE, note=case.reason, fails=fails))
+    for name in sorted(require):
+        of_it = [case for case in run.cases if runtime_of(case.case_id) == name]
+        if of_it and all(case.state in ("deselected", "not_run") for case in of_it):
+            note = f"{name} is required, and no case of it was chosen to run"
+            verdicts.append(Verdict(of_it[0].case_id, WHOLE_CASE, Outcome.UNAVAILABLE, note=note, fails=True))
     return verdicts
 
 

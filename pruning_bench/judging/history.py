@@ -40,8 +40,9 @@ def find_run(folder: Path, name: str) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise RecordError("run", f"{name!r} begins {len(found)} ids", closest(name, (p.stem for p in found)))
-    raise RecordError("run", repr(name), closest(name, (p.stem for p in files)), str(folder))
+        raise RecordError("run", f"{name!r} begins {len(found)} ids", f"longer, the last is {found[-1].stem}")
+    there = f"one of {len(files)} ids or latest, which is {files[-1].stem}" if files else "an id, but no run is there"
+    raise RecordError("run", repr(name), there, str(folder))
 
 
 def _latest_with(files: list[Path], what: str, version: str, folder: Path) -> Path:
