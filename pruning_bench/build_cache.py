@@ -40,6 +40,7 @@ from pruning_bench.datasets.contract import Dataset
 from pruning_bench.engine import Compressed
 from pruning_bench.environment import current
 from pruning_bench.errors import PruningBenchError
+from pruning_bench.models.contract import fresh
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
 from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
@@ -338,7 +339,7 @@ def _environment() -> Mapping[str, str]:
 
 def _decoded(content: bytes, order: Order, path: Path) -> Compressed:
     """The model of the entry at `path`; raises one of `UNFIT` unless the file is whole and of that name."""
-    inputs = order.dataset.train.arguments(slice(0, 1))
+    inputs = fresh(order.dataset.train.arguments(slice(0, 1)))
     served, card = decode(content, order.dense, order.recipe, inputs)
     if name_of(card["key"]) != path.stem:
         raise ValueError("another key than its name says")

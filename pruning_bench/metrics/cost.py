@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pruning_bench.errors import ModelError
+from pruning_bench.models.contract import fresh
 
 ATEN = torch.ops.aten
 ACTIVATIONS = "(activations)"
@@ -89,8 +90,8 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
 
     Args:
         model: as it would be timed but in float; for a recipe that quantizes, the float model before it. Not changed.
-        example_inputs: positional arguments of the forward, tensors batch first; only the first example is run. Model
-            and inputs may be on the device meta: sizes are all that is needed, and nothing counts as zero.
+        example_inputs: positional arguments of the forward, tensors batch first; a copy of the first example is run.
+            Model and inputs may be on the device meta: sizes are all that is needed, and nothing counts as zero.
     Raises:
         ModelError: an operation that multiplies and that this count does not know.
 
@@ -100,7 +101,7 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
         True
     """
     params = list(model.parameters())
-    first = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in example_inputs)
+    first = fresh(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in example_inputs)
     counter = _Counter(model)
     with _plain_kernels(), _eval(model), torch.no_grad(), counter:
         model(*first)
