@@ -77,7 +77,7 @@ _SWITCHES: Mapping[str, Callable[[], object]] = {
     "autocast": lambda: torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     "fused transformer layers": torch.backends.mha.get_fastpath_enabled,
     "fused attention": torch.backends.cuda.flash_sdp_enabled,  # the CPU's too
-    "denormals": lambda: bool(torch.full((1,), 1e-39).mul(0.5)),
+    "denormals": lambda: bool(torch.full((1,), 1e-39, dtype=torch.float32, device="cpu").mul(0.5)),
 }
 
 
