@@ -40,6 +40,7 @@ from pruning_bench.datasets.contract import Dataset
 from pruning_bench.engine import Compressed
 from pruning_bench.environment import current
 from pruning_bench.errors import PruningBenchError
+from pruning_bench.models.contract import fresh
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
 from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
@@ -53,7 +54,31 @@ ABANDONED_SECONDS = 3600.0  # a partial file of that age was left by a process t
 _ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors\Z")
 _PARTIAL = re.compile(r"\.[0-9a-f]{64}\.safetensors\.")
 _PROCESSOR = ("arch", "os", "cpu", "instructions")
-_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+)
+# Torch's own, of the process that compresses.
+_SWITCHES: Mapping[str, Callable[[], object]] = {
+    "kernels": torch.backends.cpu.get_cpu_capability,
+    "mkldnn": lambda: torch.backends.mkldnn.enabled,
+    "mkldnn deterministic": lambda: torch.backends.mkldnn.deterministic,
+    "mkldnn precision": lambda: _precisions(torch.backends.mkldnn, "matmul", "conv", "rnn"),
+    "cudnn": lambda: [torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic],
+    "cudnn precision": lambda: _precisions(torch.backends.cudnn, "conv", "rnn"),
+    "cuda precision": lambda: _precisions(torch.backends.cuda, "matmul"),
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "default type": torch.get_default_dtype,
+    "autocast": lambda: torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+    "fused transformer layers": torch.backends.mha.get_fastpath_enabled,
+    "fused attention": torch.backends.cuda.flash_sdp_enabled,  # the CPU's too
+    "denormals": lambda: bool(torch.full((1,), 1e-39, dtype=torch.float32, device="cpu").mul(0.5)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,8 +324,12 @@ def _machine() -> dict[str, str]:
     """What decides how numbers are rounded besides versions and the number of threads."""
     facts = {name: _environment()[name] for name in _PROCESSOR}
     chosen = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    precision = torch.get_float32_matmul_precision()
-    return {**facts, **chosen, "kernels": torch.backends.cpu.get_cpu_capability(), "precision": precision}
+    return {**facts, **chosen, **{name: str(read()) for name, read in _SWITCHES.items()}}
+
+
+def _precisions(backend: Any, *operations: str) -> list[str]:
+    """In what float32 is multiplied; `torch.set_float32_matmul_precision` sets some of them."""
+    return [getattr(backend, operation).fp32_precision for operation in operations]
 
 
 @functools.cache
@@ -310,7 +339,7 @@ def _environment() -> Mapping[str, str]:
 
 def _decoded(content: bytes, order: Order, path: Path) -> Compressed:
     """The model of the entry at `path`; raises one of `UNFIT` unless the file is whole and of that name."""
-    inputs = order.dataset.train.arguments(slice(0, 1))
+    inputs = fresh(order.dataset.train.arguments(slice(0, 1)))
     served, card = decode(content, order.dense, order.recipe, inputs)
     if name_of(card["key"]) != path.stem:
         raise ValueError("another key than its name says")

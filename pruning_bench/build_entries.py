@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pruning_bench.engine import Compressed, Plan, apply_plan
 from pruning_bench.errors import PruningBenchError
+from pruning_bench.functions import digest_class, digest_code, held_by
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.quantization.contract import Affine, Float8, QuantPlan
 from pruning_bench.recipe import Recipe
@@ -180,8 +181,10 @@ class _Speller:
             return hashlib.sha256(value).hexdigest()
         if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, complex, enum.Enum)):
             return str(value)
-        if isinstance(value, (type, ModuleType)):
-            return _named(value)
+        if isinstance(value, ModuleType):
+            return value.__name__
+        if isinstance(value, type):
+            return [_named(value), digest_class(value)]
         if isinstance(value, weakref.ref):  # recurrent layers hold their weights so
             return ["weak", self.spell(value())]
         if type(value) is tuple:
@@ -202,9 +205,8 @@ class _Speller:
             return sorted(json.dumps(self.spell(item)) for item in value)  # type: ignore[attr-defined]
         if type(value) is list:
             return [self.spell(item) for item in value]
-        if isinstance(value, FunctionType):  # its code counts by its source
-            held = [cell.cell_contents for cell in value.__closure__ or ()]
-            return [_named(value), *map(self.spell, (held, value.__defaults__, value.__kwdefaults__))]
+        if isinstance(value, FunctionType):
+            return [_named(value), digest_code(value.__code__), *map(self.spell, held_by(value))]
         if isinstance(value, BuiltinFunctionType):
             return [_named(value), self.spell(value.__self__)]
         if isinstance(value, MethodType):

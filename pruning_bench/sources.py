@@ -1,7 +1,8 @@
 """What code a result depends on, as digests of its sources: the package's own, and what users' classes are made of.
 
-A user's file counts with all that it imports of the user's code, wherever the import stands; what is installed counts
-by its version, unless a method lies in it. What cannot be told is said to be unknown, never guessed.
+A user's file counts with all that it imports of the user's code, wherever the import stands, also by a call like
+`import_module("name")`; what is installed counts by its version, unless a method lies in it. What cannot be told is
+said to be unknown, never guessed. Not seen is a file that is run by its path, as `spec_from_file_location` does.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from itertools import chain
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pruning_bench
 
 PACKAGE = Path(__file__).parent.resolve()
 _STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = ("site-packages", "dist-packages")
+_HERE = ("__package__", "__name__")
+_IMPORTERS = ("import_module", "__import__", "importorskip")  # functions whose first argument names a module
+
+
+Wanted: TypeAlias = tuple[int, tuple[str, ...]]  # how many folders up (0: where Python looks), parts of a dotted name
 
 
 class UnknownSourceError(Exception):
-    """Code whose source cannot be told: typed in, made inside a function, or changed since this process started."""
+    """Code whose source cannot be told: typed in, made inside a function, imported by a name that is computed, or
+    changed since this process started.
+    """
 
 
 def package_digest() -> str:
@@ -50,12 +58,12 @@ def sources_of(methods: Iterable[type], others: Iterable[object] = ()) -> list[l
         UnknownSourceError: a source cannot be told.
     """
     files = [_files_of(cls) for cls in dict.fromkeys(methods)]
-    followed = {_installed(own) for own, *_ in files}
+    followed = {installed_name(own) for own, *_ in files}
     waiting = [*chain(*files), *chain(*map(_files_of, dict.fromkeys(others)))]
     rows: dict[str, list[str]] = {}
     while waiting:
         file = waiting.pop(0)
-        top = _installed(file)
+        top = installed_name(file)
         version = _version(top) if top and top not in followed else None
         if top and version:
             rows[top] = [top, version]
@@ -95,7 +103,7 @@ def _files_of(definition: Any) -> list[Path]:
         if not functions:
             found[_file_of_module(part)] = None
         for function in functions:
-            if function.__closure__ and not _installed(Path(function.__code__.co_filename)):
+            if function.__closure__ and not installed_name(Path(function.__code__.co_filename)):
                 _refuse_captured(function)
     return [Path(name).resolve() for name in found if not name.startswith("<frozen ")]
 
@@ -133,7 +141,7 @@ def _file_of_module(cls: Any) -> str:
     """For a class without functions; it must be the one that its module has under its name."""
     module = sys.modules.get(cls.__module__)
     file: str = getattr(module, "__file__", None) or ""
-    if cls.__module__.partition(".")[0] in sys.stdlib_module_names or _installed(Path(file)):
+    if cls.__module__.partition(".")[0] in sys.stdlib_module_names or installed_name(Path(file)):
         return file or functools.__file__
     found: object = module
     for name in cls.__qualname__.split("."):
@@ -143,7 +151,7 @@ def _file_of_module(cls: Any) -> str:
     return file
 
 
-def _installed(file: Path) -> str | None:
+def installed_name(file: Path) -> str | None:
     """The name below site-packages, None for what is not installed there."""
     for folder in file.parents:
         if folder.name in _INSTALLED:
@@ -170,24 +178,72 @@ def _imported(file: Path, content: bytes) -> Iterator[Path]:
         yield folder / "__init__.py"
         folder = folder.parent
     try:
-        wanted = _imports_in(content)
-    except (SyntaxError, ValueError):
+        wanted, unknown = _imports_in(content)
+    except (SyntaxError, ValueError, ImportError):
         raise UnknownSourceError(f"{file} does not parse") from None
+    if unknown and not installed_name(file):
+        raise UnknownSourceError(f"{file}:{unknown[0]} imports what no text names")
     for level, names in wanted:
         yield from _modules(names, [str(file.parents[level - 1])] if level else None)
 
 
 @functools.lru_cache(maxsize=1024)
-def _imports_in(content: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """What a source asks for: how many folders up (0: wherever Python looks), and the parts of the dotted name."""
-    found: list[tuple[int, tuple[str, ...]]] = []
-    for node in ast.walk(ast.parse(content)):
+def _imports_in(content: bytes) -> tuple[tuple[Wanted, ...], tuple[int, ...]]:
+    """What a source asks for, and the lines where it asks for what cannot be told."""
+    found: list[Wanted] = []
+    unknown: list[int] = []
+    nodes = list(ast.walk(ast.parse(content)))
+    importers = {"__import__", *(name for node in nodes if isinstance(node, ast.ImportFrom) for name in _taken(node))}
+    told: set[ast.AST] = set()  # mentions of such functions where they are called, and it stands there with what
+    for node in nodes:  # a call comes before its parts
         if isinstance(node, ast.Import):
             found += [(0, tuple(alias.name.split("."))) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module.split(".") if node.module else []
             found += [(node.level, (*base, alias.name)) for alias in node.names]
-    return tuple(dict.fromkeys(found))
+        elif isinstance(node, ast.Call) and _imports(node.func, importers) and (asked := _called(node)):
+            found += asked
+            told.add(node.func)
+        elif _imports(node, importers) and node not in told:
+            unknown.append(node.lineno)  # type: ignore[attr-defined]
+    return tuple(dict.fromkeys(found)), tuple(unknown)
+
+
+def _taken(node: ast.ImportFrom) -> list[str]:
+    """Under what names a source takes functions that import."""
+    return [alias.asname or alias.name for alias in node.names if alias.name in _IMPORTERS]
+
+
+def _imports(node: ast.AST, names: Collection[str]) -> bool:
+    """Whether an expression is a function that imports: one of `names`, or `importlib.import_module` and its like."""
+    if isinstance(node, ast.Name):
+        return node.id in names
+    return isinstance(node, ast.Attribute) and node.attr in _IMPORTERS
+
+
+def _called(call: ast.Call) -> list[Wanted]:
+    """What a call of one of `_IMPORTERS` asks for; nothing where that stands in no text."""
+    given = dict(zip(("name", "package", "locals", "fromlist", "level"), call.args, strict=False))
+    given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
+    name, package = (_text(given.get(part)) for part in ("name", "package"))
+    if name is None or {"level", "None"} & {*given}:  # a level is a number; None stands before what ** brings
+        return []
+    level = len(name) - len(name.lstrip("."))
+    if level and package not in _HERE:
+        return [] if package is None else [(0, tuple(importlib.util.resolve_name(name, package).split(".")))]
+    parts = tuple(name[level:].split("."))
+    try:
+        inner = ast.literal_eval(given["fromlist"]) if "fromlist" in given else ()
+    except ValueError:
+        return []
+    return [(level, parts), *((level, (*parts, each)) for each in inner)]
+
+
+def _text(node: ast.expr | None) -> str | None:
+    """A text that stands in the source, or one of the names of the module that it is."""
+    if isinstance(node, ast.Name) and node.id in _HERE:
+        return node.id
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _modules(names: Sequence[str], folders: Sequence[str] | None = None) -> Iterator[Path]:

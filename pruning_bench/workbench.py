@@ -24,7 +24,7 @@ from pruning_bench.errors import DataError, ModelError, PlanError, PruningBenchE
 from pruning_bench.fingerprints import fingerprint
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
-from pruning_bench.models.contract import ReferenceModel, build_model, first_tensor, place_of
+from pruning_bench.models.contract import ReferenceModel, build_model, first_tensor, fresh, place_of
 from pruning_bench.quantization.lower import INTEGER
 from pruning_bench.quantization.simulation import relevant, simulate
 from pruning_bench.registry import DATASETS, MODELS, RUNTIMES
@@ -80,8 +80,8 @@ class Workbench:
         return checkpoint_path(case.model, case.dataset, self.checkpoints)
 
     def example_inputs(self, case: Case) -> tuple[Tensor, ...]:
-        """One training example as positional arguments of the forward."""
-        return self.dataset(case.dataset).train.arguments(slice(0, 1))
+        """One training example as positional arguments of the forward; a copy."""
+        return fresh(self.dataset(case.dataset).train.arguments(slice(0, 1)))
 
     def compressed(self, case: Case) -> Compressed:
         """The model of a case, compressed once per (model, data set, recipe, seed)."""
@@ -286,7 +286,7 @@ class Workbench:
         inputs = test.arguments(rows)
         definition = MODELS[case.model] if case.model in MODELS else None  # noqa: SIM401  a registry; a file has none
         if definition is None or not definition.own:
-            return run(*inputs).float().cpu()
+            return run(*fresh(inputs)).float().cpu()
         return check_outputs(run_own(definition, run, inputs), len(inputs[0]), case.model).float().cpu()
 
     def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
@@ -300,7 +300,7 @@ def run_own(definition: ReferenceModel, model: Callable[..., object], inputs: tu
     """What a user's model returns for some of its examples; raises `ModelError` where it does not run on them."""
     try:
         with torch.inference_mode():
-            return model(*(value.clone() for value in inputs))  # it may work in place on them, and they are the data's
+            return model(*fresh(inputs))
     except PruningBenchError:
         raise
     except Exception as problem:
@@ -334,7 +334,7 @@ def stages_with(
         count,
         dense,
         recipe,
-        example_inputs=dataset.train.arguments(slice(0, 1)),
+        example_inputs=fresh(dataset.train.arguments(slice(0, 1))),
         calibration=[
             drawn.arguments(slice(start, start + CALIBRATION_BATCH))
             for start in range(0, len(drawn), CALIBRATION_BATCH)

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pruning_bench
 from pruning_bench import build_cache, build_entries, cli, measuring, workbench
@@ -356,6 +358,64 @@ def test_a_key_that_forgets_an_item_is_caught(what: str, world: World) -> None:
 
     world.monkeypatch.setattr(build_cache, "name_of", forgetful)
     assert is_stale(world, change, recipe_for(world, what)), f"the key without {item} tells {what} all the same"
+
+
+@contextmanager
+def set_to(read: Callable[[], Any], write: Callable[[Any], object], value: object) -> Iterator[None]:
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def attribute(owner: Any, name: str, value: object) -> AbstractContextManager[None]:
+    return set_to(lambda: getattr(owner, name), lambda to: setattr(owner, name, to), value)
+
+
+SWITCHED: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "mkldnn": lambda: attribute(torch.backends.mkldnn, "enabled", False),
+    "mkldnn deterministic": lambda: attribute(torch.backends.mkldnn, "deterministic", True),
+    "mkldnn precision": lambda: attribute(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "cudnn": lambda: attribute(torch.backends.cudnn, "benchmark", True),
+    "cudnn precision": lambda: attribute(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    "cuda precision": lambda: attribute(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "deterministic": lambda: set_to(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+    "default type": lambda: set_to(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "fused transformer layers": lambda: set_to(
+        torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False
+    ),
+    "fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
+    "denormals": lambda: set_to(lambda: False, torch.set_flush_denormal, True),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHED)
+def test_a_switch_of_torch_is_part_of_the_key(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a key that forgets it."""
+    before = build_cache._machine()
+    with SWITCHED[switch]():
+        assert build_cache._machine() != before, f"stale after another {switch}"
+        monkeypatch.delitem(build_cache._SWITCHES, switch)
+        forgetful = build_cache._machine()
+    del before[switch]
+    assert forgetful == before, f"the key without {switch} tells it all the same"
+
+
+def test_every_switch_has_its_change() -> None:
+    assert {*build_cache._SWITCHES} == {*SWITCHED, "kernels"}, f"{sorted(build_cache._SWITCHES)}"  # those are the CPU's
+
+
+def test_precisions_of_old_and_new_kind_may_be_mixed() -> None:
+    """Torch itself refuses to tell the old kind then."""
+    with attribute(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"):
+        with pytest.raises(RuntimeError, match="mix"):
+            torch.get_float32_matmul_precision()
+        assert "bf16" in build_cache._machine()["mkldnn precision"], build_cache._machine()
 
 
 def test_every_item_of_the_key_has_its_change(world: World) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import cmath
 import collections
 import copy
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -253,7 +255,21 @@ def looped(width: int) -> SimpleNamespace:
     return made
 
 
+def of_another_file(text: str) -> Any:
+    """What a file gives that defines `made`."""
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    return scope["made"]
+
+
 HELD: dict[str, Callable[[int], Any]] = {
+    "lambda": lambda n: {4: lambda x: x, 7: lambda x: x.relu()}[n],
+    "constant of a lambda": lambda n: {4: lambda x: x * 4, 7: lambda x: x * 7}[n],
+    "function of another file": lambda n: of_another_file(f"def made(x):\n    return x * {n}"),
+    "class of another file": lambda n: of_another_file(f"class made:\n    def width(self):\n        return {n}"),
+    "object of another file": lambda n: of_another_file(f"class made:\n    def width(self):\n        return {n}")(),
+    "default": lambda n: of_another_file(f"def made(x, *, width={n}):\n    return x"),
+    "module": lambda n: {4: math, 7: cmath}[n],
     "namespace": lambda n: SimpleNamespace(width=n),
     "dataclass": lambda n: Settings(n),
     "deep": lambda n: Settings(4, [{"a": (SimpleNamespace(width=n),)}]),
@@ -283,6 +299,13 @@ def test_the_structure_sees_into_objects(name: str) -> None:
 
     assert structure(4) == structure(4), "equal ones differ, nothing would ever be served"
     assert structure(4) != structure(7), "a change is not seen"
+
+
+@pytest.mark.parametrize("name", ["lambda", "constant of a lambda", "function of another file"])
+def test_functions_that_count_by_their_names_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_entries, "digest_code", lambda code: "")
+    with pytest.raises(AssertionError, match="a change is not seen"):
+        test_the_structure_sees_into_objects(name)
 
 
 def test_copies_of_usual_models_have_one_structure() -> None:

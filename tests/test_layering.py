@@ -21,7 +21,7 @@ ROOT = Path(pruning_bench.__file__).parent
 
 # From the bottom up. A name stands for a module or for all of a folder; the longest one that fits counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("", "errors", "registry", "records", "levels", "options", "recipe", "environment", "progress"),
+    ("", "errors", "registry", "records", "levels", "options", "recipe", "environment", "progress", "functions"),
     ("contracts", "datasets.given", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
     ("quantization.contract", "training.contract", "runtimes.contract"),
     ("graphs", "datasets", "metrics", "models", "pruning", "quantization", "training", "runtimes"),
@@ -43,6 +43,7 @@ TORCH_FREE = (
     "options",
     "recipe",
     "environment",
+    "functions",
     "cases",
     "pytest_plugin",
     *RESULTS,

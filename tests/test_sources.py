@@ -97,6 +97,15 @@ IMPORTS: dict[str, tuple[str, str, str]] = {  # where the import stands, what it
     "a name of a package": ("imports", "from helpers import LIMIT", "helpers/__init__.py"),
     "relative to its package": ("imports", "import helpers.near", "helpers/deep/one.py"),
     "of an import": ("imports", "import helper_b", "helper_a.py"),
+    "by a call": ("body", "import importlib; importlib.import_module('helper_a')", "helper_a.py"),
+    "by a renamed call": ("imports", "from importlib import import_module as get\nget('helper_a')", "helper_a.py"),
+    "by the built-in": ("imports", "__import__('helpers.deep', fromlist=['one'])", "helpers/deep/one.py"),
+    "by a call inside a package": ("imports", "import helpers.by_name", "helpers/deep/one.py"),
+    "by a call in a package": (
+        "imports",
+        "import importlib as i\ni.import_module('.deep', 'helpers')",
+        "helpers/deep/__init__.py",
+    ),
     "one that may be missing": ("imports", "try: import helper_a\nexcept ImportError: pass", "helper_a.py"),
 }
 
@@ -107,6 +116,7 @@ def test_what_it_imports_counts(kind: str, repository: Repository) -> None:
     repository.write("helper_b.py", "import helper_a")
     repository.write("helpers/__init__.py", "LIMIT = 1")
     repository.write("helpers/near.py", "from .deep import one")
+    repository.write("helpers/by_name.py", "import importlib\nimportlib.import_module('.deep.one', __package__)")
     repository.write("helpers/deep/__init__.py", "")
     repository.write("helpers/deep/one.py", "from .. import LIMIT")
     repository.write("spaces/one.py", "")
@@ -126,6 +136,36 @@ def test_a_cut_in_the_walk_is_caught(repository: Repository) -> None:
     repository.write("helper_a.py", "LIMIT = 1")
     cls = repository.method("import helper_a")
     repository.monkeypatch.setattr(sources, "_imported", lambda file, content: ())
+    before = sources_of([cls])
+    repository.write("helper_a.py", "LIMIT = 2")
+    assert sources_of([cls]) == before, "the mutant sees the change"
+
+
+COMPUTED = {
+    "a variable": "import importlib; importlib.import_module(level)",
+    "a sum": "__import__('helper_' + level)",
+    "the function itself": "import importlib; list(map(importlib.import_module, level))",
+    "an unknown package": "import importlib; importlib.import_module('.helper_a', level)",
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_an_import_by_a_computed_name_is_unknown(kind: str, repository: Repository) -> None:
+    with pytest.raises(UnknownSourceError, match=r"conftest.py:\d+ imports what no text names"):
+        sources_of([repository.method(body=COMPUTED[kind])])
+
+
+def test_an_installed_method_may_import_by_a_computed_name(repository: Repository) -> None:
+    cls = repository.method(body=COMPUTED["a variable"], name="site-packages/plug_in/method.py")
+    assert [name for name, _ in sources_of([cls])] == ["method.py"], sources_of([cls])
+
+
+def test_calls_that_are_passed_over_are_caught(repository: Repository) -> None:
+    """The mutant that knows import statements only."""
+    repository.monkeypatch.setattr(sources, "_imports_in", sources._imports_in.__wrapped__)
+    repository.monkeypatch.setattr(sources, "_imports", lambda node, names: False)
+    repository.write("helper_a.py", "LIMIT = 1")
+    cls = repository.method("import importlib\nimportlib.import_module('helper_a')", COMPUTED["a variable"])
     before = sources_of([cls])
     repository.write("helper_a.py", "LIMIT = 2")
     assert sources_of([cls]) == before, "the mutant sees the change"

@@ -3,6 +3,13 @@
 MACs are counted on the operations that a forward pass of one example really dispatches, so groups, strides, dilation,
 padding, transposed convolutions, attention and recurrent layers need no rule per module. A multiplication with a zero
 of the padding counts, as is usual.
+
+Counted are matrix products, convolutions, deformable ones too, recurrent layers, and a parameter that is multiplied
+element by element where the very product is then summed, or averaged, over a dimension along which the parameter
+varies: a matrix product spelt out. All other elementwise multiplications are none by convention: norms, gates, scales,
+masks, interpolation. What else reads a weight of two dimensions or more along with activations is refused, unless it is
+known only to move, select or normalise; so is an operator of another library that reads any weight along with
+activations. Such an operator that reads activations alone counts nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +28,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pruning_bench.errors import ModelError
+from pruning_bench.models.contract import fresh
 
 ATEN = torch.ops.aten
 ACTIVATIONS = "(activations)"
+KNOWN = "one whose multiplications are known"
 # Position of the two factors among the arguments: out[..., n, m] = sum_k a[..., n, k] b[..., k, m].
 _PRODUCTS: Mapping[Any, tuple[int, int]] = {
     ATEN.mm: (0, 1),
     ATEN.bmm: (0, 1),
     ATEN.mv: (0, 1),
     ATEN.dot: (0, 1),
+    ATEN.vdot: (0, 1),
     ATEN.addmm: (1, 2),
     ATEN.baddbmm: (1, 2),
     ATEN.addbmm: (1, 2),
@@ -37,7 +47,19 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {
 }
 _CONVOLUTIONS = (ATEN.convolution, ATEN._convolution)
 _RECURRENT = (ATEN.mkldnn_rnn_layer,)
-_REFUSED = (ATEN._trilinear, ATEN._cudnn_rnn, ATEN.miopen_rnn, ATEN.quantized_lstm)
+_DEFORMABLE = "torchvision.deform_conv2d"  # a name, as torchvision need not be there
+_REFUSED = (
+    *(ATEN._trilinear, ATEN._cudnn_rnn, ATEN.miopen_rnn, ATEN.quantized_lstm),
+    *(ATEN._cdist_forward, ATEN._euclidean_dist, ATEN._pdist_forward),
+)
+_SUMS = (ATEN.sum, ATEN.mean)
+# What may read a weight along with activations and multiplies nothing, besides views and what is elementwise.
+_MOVES = (  # beginnings of their names
+    *("copy", "cat", "stack", "where", "take", "gather", "scatter", "select_scatter", "slice_scatter", "masked_"),
+    *("index", "_index", "_unsafe_", "embedding", "_embedding_bag", "searchsorted", "bucketize", "isin", "equal"),
+    *("native_", "_native_batch_norm", "_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_fused_rms_norm"),
+    *("_prelu_kernel", "grid_sampler"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +111,10 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
 
     Args:
         model: as it would be timed but in float; for a recipe that quantizes, the float model before it. Not changed.
-        example_inputs: positional arguments of the forward, tensors batch first; only the first example is run. Model
-            and inputs may be on the device meta: sizes are all that is needed, and nothing counts as zero.
+        example_inputs: positional arguments of the forward, tensors batch first; a copy of the first example is run.
+            Model and inputs may be on the device meta: sizes are all that is needed, and nothing counts as zero.
     Raises:
-        ModelError: an operation that multiplies and that this count does not know.
+        ModelError: an operation that multiplies, or may do so with a weight, and that this count does not know.
 
     Example:
         >>> layer = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4)
@@ -100,7 +122,7 @@ def count_cost(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
         True
     """
     params = list(model.parameters())
-    first = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in example_inputs)
+    first = fresh(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in example_inputs)
     counter = _Counter(model)
     with _plain_kernels(), _eval(model), torch.no_grad(), counter:
         model(*first)
@@ -118,12 +140,15 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, tuple[int, int]] = {}
         self._weights: dict[int, tuple[str, Tensor]] = {}  # holds the tensor, so that its address is not given away
+        self._products: dict[int, tuple[Tensor, Tensor]] = {}  # elementwise, with the parameter among its factors
+        self._parameters = {name for name, _ in model.named_parameters()}
         for name, tensor in (*model.named_buffers(), *model.named_parameters()):
             self._weights[_address(tensor)] = (name, tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self._refuse_unknown(func, (args, kwargs))
         self._count(func.overloadpacket, args, out)
         self._follow((args, kwargs), out)
         return out
@@ -139,8 +164,45 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif op in _RECURRENT:
             for weight in args[1:3]:
                 self._add(args[0].shape[0] * args[0].shape[1] * weight.numel(), weight)
+        elif str(op) == _DEFORMABLE:
+            self._add(out.shape[0] * math.prod(out.shape[2:]) * args[1].numel(), args[1])
+        elif op in (ATEN.mul, ATEN.mul_):
+            self._note_product(args[:2], out)
+        elif op in _SUMS and (factor := self._summed(args)) is not None:
+            self._add(args[0].numel(), factor)
         elif op in flop_registry or op in _REFUSED:
-            raise ModelError("macs", f"operation {op}", "one whose multiplications are known")
+            raise ModelError("macs", f"operation {op}", KNOWN)
+
+    def _refuse_unknown(self, func: Any, inputs: Any) -> None:
+        """Raises `ModelError` where activations may be multiplied with a weight and nobody knows how often."""
+        op = func.overloadpacket
+        counted = op in _PRODUCTS or op in (*_CONVOLUTIONS, *_RECURRENT) or str(op) == _DEFORMABLE
+        own = func.namespace == "aten"
+        if counted or func.is_view or torch.Tag.pointwise in func.tags or (own and op.__name__.startswith(_MOVES)):
+            return
+        tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        read = [x for x in tensors if _address(x) in self._weights]
+        for weight in read if len(read) < len(tensors) else ():  # of weights alone, it makes a weight
+            if sum(size > 1 for size in weight.shape) >= (2 if own else 1):
+                raise ModelError("macs", f"operation {op}", KNOWN, self._weights[_address(weight)][0])
+
+    def _note_product(self, factors: tuple[Any, ...], out: Tensor) -> None:
+        known = [x for x in factors if isinstance(x, Tensor) and self._name(x) in self._parameters]
+        if len(known) == 1 and isinstance(factors[1], Tensor):
+            self._products[_address(out)] = (out, known[0])
+
+    def _summed(self, args: tuple[Any, ...]) -> Tensor | None:
+        """The parameter of a product that is summed over a dimension along which it varies."""
+        product, factor = self._products.get(_address(args[0]), (None, None))
+        if product is None or factor is None or _layout(args[0]) != _layout(product):
+            return None
+        dims = args[1] if len(args) > 1 and args[1] else range(product.ndim)
+        strides = [*[0] * (product.ndim - factor.ndim), *factor.stride()]
+        sizes = [*[1] * (product.ndim - factor.ndim), *factor.shape]
+        return factor if any(strides[dim] and sizes[dim] > 1 for dim in dims) else None
+
+    def _name(self, tensor: Tensor) -> str | None:
+        return self._weights.get(_address(tensor), (None,))[0]
 
     def _add(self, macs: int, *factors: Tensor) -> None:
         weight = next((x for x in reversed(factors) if _address(x) in self._weights), None)
@@ -168,6 +230,10 @@ def _nonzeros(tensor: Tensor) -> int:
 def _address(tensor: Tensor) -> int:
     """The same for a tensor and its views: where their storage is described, as the device meta has no memory."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 @contextmanager

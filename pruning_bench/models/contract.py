@@ -143,6 +143,11 @@ def first_tensor(output: object) -> Tensor | None:
     return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
+def fresh(inputs: Iterable[Any]) -> tuple[Any, ...]:
+    """Copies of the tensors among inputs: a model may change its inputs in place, and the next is to see the same."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
 def call_seeded(function: Callable[[], Any], error: type[PruningBenchError]) -> Any:
     """What a user's function returns, with all random numbers seeded; an exception, or an exit, becomes one line."""
     name, where = getattr(function, "__name__", "?"), place_of(function)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import DataError, ModelError
-from pruning_bench.models.contract import first_tensor
+from pruning_bench.models.contract import first_tensor, fresh
 
 if TYPE_CHECKING:
     from pruning_bench.datasets.contract import Examples
@@ -92,7 +92,7 @@ def _labelled(context: Context, who: str) -> Examples:
 
 
 def _loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, who: str) -> Tensor:
-    outputs = first_tensor(model(*inputs))
+    outputs = first_tensor(model(*fresh(inputs)))
     if outputs is None or outputs.dim() < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
         found = "no tensor" if outputs is None else f"outputs {list(outputs.shape)} for targets {list(targets.shape)}"
         raise ModelError(who, found, "logits [N, classes, ...] for targets [N, ...]", type(model).__name__)

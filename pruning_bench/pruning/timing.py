@@ -7,11 +7,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from pruning_bench.metrics.latency import Pairs, sample
-from pruning_bench.runtimes.contract import clock_of, torch_threads
+from pruning_bench.runtimes.contract import bound_call, clock_of, torch_threads, works_in_place
 
 MIN_PAIRS, MAX_PAIRS = 10, 60
 SECONDS = 2.0  # of one comparison; used up, it ends at the least number of pairs
@@ -29,7 +28,7 @@ class RelativeTime(Protocol):
 def relative_time(small: nn.Module, dense: nn.Module, example_inputs: tuple[Tensor, ...], limit: float) -> float:
     """Time of one forward of `small` over that of `dense`: the median over blocks that were timed next to each other.
 
-    Both run in inference mode, eager, on one thread, on the inputs as they are. The number depends on the machine and
+    Both run in inference mode, eager, on one thread, on copies of the inputs. The number depends on the machine and
     on what else it does; between two runs it differs by some per cent.
 
     Args:
@@ -39,8 +38,8 @@ def relative_time(small: nn.Module, dense: nn.Module, example_inputs: tuple[Tens
     device = next(dense.parameters()).device.type
     with torch_threads(1):
         taken = sample(
-            _forward(dense, example_inputs),
-            _forward(small, example_inputs),
+            _forward(dense, example_inputs, device),
+            _forward(small, example_inputs, device),
             seed=0,
             enough=lambda pairs: is_clear(pairs, limit),
             min_pairs=MIN_PAIRS,
@@ -73,5 +72,5 @@ def _ratios(pairs: Pairs) -> list[float]:
     return sorted(small / dense for dense, small in pairs)
 
 
-def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
-    return torch.inference_mode()(lambda: model(*inputs))
+def _forward(model: nn.Module, inputs: tuple[Tensor, ...], device: str) -> Callable[[], object]:
+    return bound_call(model, inputs, device, in_place=works_in_place(model, inputs))

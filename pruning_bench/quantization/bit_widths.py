@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pruning_bench.errors import LevelError, ModelError
-from pruning_bench.models.contract import first_tensor
+from pruning_bench.models.contract import first_tensor, fresh
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Affine
-from pruning_bench.quantization.plans import Prepared, fresh
+from pruning_bench.quantization.plans import Prepared
 
 GAP = 1e-4  # how far, as a share, the summed error may be from the smallest there is
 

@@ -17,9 +17,10 @@ from torch import Tensor, fx
 
 from pruning_bench.contracts import Context
 from pruning_bench.errors import ModelError
+from pruning_bench.models.contract import fresh
 from pruning_bench.pruning.inputs import See, watch_call
 from pruning_bench.pruning.inverse_hessians import products
-from pruning_bench.quantization.plans import Prepared, fresh, observe
+from pruning_bench.quantization.plans import Prepared, observe
 from pruning_bench.quantization.points import runnable
 
 

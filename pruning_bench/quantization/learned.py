@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pruning_bench.models.contract import fresh
 from pruning_bench.quantization.affine import SMALLEST_SCALE, spread
 from pruning_bench.quantization.contract import Affine
 from pruning_bench.quantization.places import POINTS, name_at, path_of
-from pruning_bench.quantization.plans import Prepared, fresh
+from pruning_bench.quantization.plans import Prepared
 from pruning_bench.quantization.points import runnable
 
 WEIGHTS = "_weights"  # where the quantizers of weights go in the trainable graph

@@ -14,6 +14,7 @@ from pruning_bench.contracts import Context
 from pruning_bench.errors import LevelError, ModelError
 from pruning_bench.graphs import export, tensor_names
 from pruning_bench.levels import Bits
+from pruning_bench.models.contract import fresh
 from pruning_bench.quantization.affine import choose_affine
 from pruning_bench.quantization.clipping import clip_weight
 from pruning_bench.quantization.contract import Affine, QuantPlan
@@ -141,11 +142,6 @@ class _Watching(fx.Interpreter):
         if name := self.at.get(n):
             self.seen[name] = self.seen[name].update(value, self.who, name)
         return value
-
-
-def fresh(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A copy of a batch: a model may change its inputs in place, and the next run is to see the same ones."""
-    return tuple(value.clone() for value in batch)
 
 
 def fit_biases(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import DeformConv2d
 
 from pruning_bench.errors import ModelError
+from pruning_bench.metrics import cost
 from pruning_bench.metrics.cost import ACTIVATIONS, Cost, LayerCost, count_cost
 
 
@@ -251,6 +254,165 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
     assert not changed, f"{changed} should be as before"
     assert all(p.grad is None and p.requires_grad for p in net.parameters()), "gradients should be as before"
+
+
+class Deformed(nn.Module):
+    """A deformable convolution with computed offsets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.o, self.deform = nn.Conv2d(4, 18, 3, padding=1), DeformConv2d(4, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.deform(x, self.o(x))
+
+
+class Spelt(nn.Module):
+    """Multiplies with a matrix of which one weight is zero, by any function."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.w, self.function = nn.Parameter(torch.ones(shape or (6, 4))), function
+        self.register_buffer("mask", torch.ones(1, 6))
+        with torch.no_grad():
+            self.w.view(-1)[0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.w)
+
+
+Written = Callable[[Tensor, Tensor], Tensor]
+PRODUCTS: dict[str, Written] = {
+    "as a product": lambda x, w: x @ w,
+    "as a sum": lambda x, w: (x[..., None] * w).sum(-2),
+    "as a sum of all": lambda x, w: (x[..., None] * w).sum().view(1, 1),
+    "the other way round": lambda x, w: (w * x[..., None]).sum(1),
+    "as a mean": lambda x, w: (x[..., None] * w).mean(1) * 6,
+    "in place": lambda x, w: x[..., None].repeat(1, 1, 4).mul_(w).sum(1),
+    "by an expanded weight": lambda x, w: (x[..., None] * w.expand(1, 6, 4)).sum(1),
+    "by a computed weight": lambda x, w: (x[..., None] * w.relu()).sum(1),
+    "over several dimensions": lambda x, w: (x[..., None] * w).sum((1, 2))[:, None],
+}
+NO_PRODUCTS: dict[str, tuple[Written, tuple[int, ...]]] = {
+    "scale": (lambda x, w: x * w[0] * w[1], (2, 6)),
+    "scale of channels, then a mean over places": (lambda x, w: (x.view(1, 3, 2) * w).mean(2), (3, 1)),
+    "the same, expanded": (lambda x, w: (x.view(1, 3, 2) * w.expand(3, 2)).mean(2), (3, 1)),
+    "gate": (lambda x, w: x.view(1, 3, 2) * w.sigmoid(), (3, 2)),
+    "gate, then something else, then a sum": (lambda x, w: (x.view(1, 3, 2) * w).relu().sum(1), (3, 2)),
+    "mean of another product": (lambda x, w: (x.view(1, 3, 2) * w).view(-1), (3, 2)),
+    "position": (lambda x, w: x.view(1, 3, 2) + w, (3, 2)),
+    "token": (lambda x, w: torch.cat([w.view(1, 3, 2), x.view(1, 3, 2)], 1), (3, 2)),
+    "stack": (lambda x, w: torch.stack([w.view(1, 6), x]), (3, 2)),
+    "embedding": (lambda x, w: functional.embedding(x.long(), w), (3, 2)),
+    "bag": (lambda x, w: functional.embedding_bag(x.long(), w), (3, 2)),
+    "index": (lambda x, w: w[x.long()], (3, 2)),
+    "gather": (lambda x, w: w.gather(1, x.long()), (3, 6)),
+    "where": (lambda x, w: torch.where(x > 0, x, w), (3, 6)),
+    "layer norm": (lambda x, w: functional.layer_norm(x.view(1, 3, 2), (3, 2), w, w), (3, 2)),
+    "writes": (lambda x, w: x.new_zeros(3, 6).copy_(w) + x, (3, 6)),
+    "grid": (lambda x, w: functional.grid_sample(x.view(1, 1, 2, 3), w, align_corners=False), (1, 2, 2, 2)),
+}
+REFUSED: dict[str, Written] = {
+    "distances": lambda x, w: torch.cdist(x, w.T),
+    "distances to many": lambda x, w: torch.cdist(x, w.T.repeat(9, 1)),
+    "distances of activations": lambda x, w: torch.cdist(x, x),
+    "of another library": lambda x, w: torch.ops.pruning_bench_tests.dot(x, w[:, 1]),
+    "cross": lambda x, w: torch.linalg.cross(x[:, :3].expand(4, 3), w[:3].T),
+}
+
+
+@torch.library.custom_op("pruning_bench_tests::dot", mutates_args=())
+def dot(x: Tensor, w: Tensor) -> Tensor:
+    return x @ w
+
+
+def check_product(count: Counter, kind: str) -> None:
+    cost = count(Spelt(PRODUCTS[kind]), (torch.ones(2, 6),))
+    expected = (LayerCost("w", 24, 23),)
+    assert cost.layers == expected, f"{kind}: {cost.layers}, should be {expected}"
+
+
+def check_no_product(count: Counter, kind: str) -> None:
+    function, shape = NO_PRODUCTS[kind]
+    cost = count(Spelt(function, *shape), (torch.ones(2, 6),))
+    assert not cost.layers, f"{kind}: {cost.layers}, should be none"
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_a_product_costs_the_same_however_it_is_written(kind: str) -> None:
+    check_product(count_cost, kind)
+
+
+@pytest.mark.parametrize("kind", NO_PRODUCTS)
+def test_what_only_scales_adds_or_moves_costs_nothing(kind: str) -> None:
+    check_no_product(count_cost, kind)
+
+
+def test_a_masked_mean_is_no_product() -> None:
+    class Masked(Spelt):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.mask).sum(1)
+
+    assert not count_cost(Masked(torch.add), (torch.ones(1, 6),)).layers, "a buffer that masks counts"
+
+
+def test_a_deformable_convolution_costs_what_a_plain_one_does() -> None:
+    found = {layer.name: layer.macs for layer in count_cost(Deformed(), (torch.zeros(2, 4, 9, 9),)).layers}
+    expected = {"o.weight": 81 * 18 * 4 * 9, "deform.weight": 81 * 8 * 4 * 9}
+    assert found == expected, f"{found}, should be {expected}"
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_may_multiply_is_refused(kind: str) -> None:
+    with pytest.raises(ModelError, match=r"macs: operation .*, should be one whose multiplications are known"):
+        count_cost(Spelt(REFUSED[kind]), (torch.ones(1, 6),))
+
+
+def never(*_: Any) -> None:
+    """Sees nothing."""
+
+
+def every_product(counter: Any, args: tuple[Any, ...]) -> Any:
+    return counter._products.get(cost._address(args[0]), (None, None))[1]
+
+
+MUTANTS: dict[str, tuple[str, Callable[..., Any], Callable[[], None]]] = {
+    "sums are passed over": ("_summed", never, lambda: check_product(count_cost, "as a sum")),
+    "every product that is summed counts": (
+        "_summed",
+        every_product,
+        lambda: check_no_product(count_cost, "scale of channels, then a mean over places"),
+    ),
+    "an expanded scale varies": ("_summed", every_product, lambda: check_no_product(count_cost, "the same, expanded")),
+    "unknown operations count nothing": (
+        "_refuse_unknown",
+        never,
+        lambda: test_what_may_multiply_is_refused("of another library"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_count_by_a_wrong_rule_is_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, wrong, check = MUTANTS[mutant]
+    check()
+    monkeypatch.setattr(cost._Counter, name, wrong)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check()
+
+
+@pytest.mark.parametrize("kind", ["cat", "embedding", "native_layer_norm"])
+def test_a_list_of_harmless_operations_that_lacks_one_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "_MOVES", tuple(name for name in cost._MOVES if not kind.startswith(name)))
+    named = {"cat": "token", "native_layer_norm": "layer norm"}
+    with pytest.raises(ModelError, match=rf"macs: operation aten.{kind}, .* \[w\]"):
+        check_no_product(count_cost, named.get(kind, kind))
+
+
+def test_every_harmless_operation_is_one_of_torchs() -> None:
+    there = [name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names()]
+    unknown = [beginning for beginning in cost._MOVES if not any(name.startswith(beginning) for name in there)]
+    assert not unknown, f"{unknown}: torch has no such operators"
 
 
 def test_what_cannot_be_counted_is_refused() -> None:

@@ -1,0 +1,69 @@
+"""What a function is made of, told by its code: all lambdas have one name, and so have functions of several files."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+from pruning_bench.records import digest_of
+
+
+def held_by(function: FunctionType) -> list[Any]:
+    """What a function holds besides its code: what it took from around it, and its defaults."""
+    named = sorted((function.__kwdefaults__ or {}).items())
+    return [*map(_content, function.__closure__ or ()), *(function.__defaults__ or ()), *named]
+
+
+def _content(cell: CellType) -> Any:
+    """None where it has none yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def digest_code(code: CodeType) -> str:
+    """sha256 of what a function does: the same in every process of one Python version, wherever its file lies.
+
+    Lines and columns do not count. What it calls by name counts by that name alone.
+
+    Example:
+        >>> one, same, other = (eval(text).__code__ for text in ("lambda x: x", "lambda x:  x", "lambda x: -x"))
+        >>> digest_code(one) == digest_code(same) != digest_code(other)
+        True
+    """
+    names = [list(each) for each in (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)]
+    counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+    caught = getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on
+    return digest_of([code.co_code.hex(), caught.hex(), names, counts, *map(_constant, code.co_consts)])
+
+
+def digest_class(cls: type) -> str:
+    """sha256 of the name of a class and of the functions that it and its bases are written with."""
+    rows = [[name, *_codes(value)] for part in cls.__mro__ for name, value in sorted(vars(part).items())]
+    return digest_of([[part.__qualname__ for part in cls.__mro__], [row for row in rows if len(row) > 1]])
+
+
+def _codes(value: object) -> list[str]:
+    """Of the functions behind an attribute of a class."""
+    found: Iterable[object] = (value,)
+    if isinstance(value, (staticmethod, classmethod)):
+        found = (value.__func__,)
+    elif isinstance(value, property):
+        found = (value.fget, value.fset, value.fdel)
+    return [digest_code(function.__code__) for function in found if isinstance(function, FunctionType)]
+
+
+def _constant(value: object) -> Any:
+    """A constant of code as JSON, with its type: 1, 1.0 and True are three."""
+    if isinstance(value, CodeType):
+        return ["code", digest_code(value)]
+    if isinstance(value, tuple):
+        return ["tuple", *map(_constant, value)]
+    if isinstance(value, frozenset):  # the order of its items differs between processes
+        return ["frozenset", *sorted(json.dumps(_constant(item)) for item in value)]
+    return [type(value).__name__, repr(value)]
