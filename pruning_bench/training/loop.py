@@ -102,10 +102,11 @@ def augment(images: Tensor, generator: torch.Generator, shift: int, flip: bool) 
     """
     count, _, height, width = images.shape
     if shift:
-        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
-        rows = (offsets[0] + torch.arange(height))[:, :, None]
-        columns = (offsets[1] + torch.arange(width))[:, None, :]
-        padded = nn.functional.pad(images, (shift,) * 4)
+        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator) - shift
+        down, right = min(shift, height), min(shift, width)  # farther on there is nothing either
+        rows = (offsets[0].clamp(-down, down) + down + torch.arange(height))[:, :, None]
+        columns = (offsets[1].clamp(-right, right) + right + torch.arange(width))[:, None, :]
+        padded = nn.functional.pad(images, (right, right, down, down))
         images = padded.movedim(1, -1)[torch.arange(count)[:, None, None], rows, columns].movedim(-1, 1)
     if flip:
         mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
