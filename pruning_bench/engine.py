@@ -70,7 +70,6 @@ class Compressed:
         return shrink.expand(self.float_model, self.dense, self.plans)
 
 
-@torch.inference_mode(False)  # training needs gradients, whatever is switched off around it
 def compress(
     model: nn.Module,
     recipe: str | grammar.Recipe,
@@ -119,6 +118,7 @@ def compress(
     return stages[0]
 
 
+@torch.inference_mode(False)  # training needs gradients, whatever is switched off around it
 def last_stages(
     count: int,
     model: nn.Module,
