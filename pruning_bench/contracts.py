@@ -74,9 +74,12 @@ class Context:
         return self.calibration
 
     def need_examples(self, who: str) -> Examples:
-        """The training examples, of whatever kind; raises `ModelError` when there are none."""
+        """The training examples, of whatever kind; raises `ModelError` or `DataError` when there are none."""
+        from pruning_bench.datasets.contract import check_not_empty
+
         if self.train is None:
             raise ModelError(who, "no training data", "labelled examples given as train=")
+        check_not_empty(self.train, who)
         return self.train
 
     def need_dense(self, who: str) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context, Past
-from pruning_bench.datasets.contract import Examples
+from pruning_bench.datasets.contract import Examples, check_examples
 from pruning_bench.discover import discover
 from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError, one_line
 from pruning_bench.pruning import shrink
@@ -91,13 +91,14 @@ def compress(
         example_inputs: positional arguments of the forward, batch first.
         calibration: batches of inputs for methods that look at activations, each a tuple of positional arguments; what
             stands behind as many as there are example inputs, such as labels, is left out.
-        train: labelled examples for steps that train.
+        train: labelled examples for steps that train, `Split` or `Tensors` of `pruning_bench.datasets.contract`.
         seed: of everything random, in [0, 2**53).
         progress: called as `progress(message, done, total)`.
     Raises:
         RecipeError, UnknownNameError, LevelError: the recipe.
         ModelError: non-finite weights, nothing prunable, a model that cannot be exported, inputs that are no tensors,
             weights of other types than float32 to quantize ...
+        DataError: training data that are no examples, or do not fit the model.
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> compressed = compress(net, "magnitude:0.5", example_inputs=(torch.zeros(1, 8),))
@@ -117,6 +118,7 @@ def compress(
     return stages[0]
 
 
+@torch.inference_mode(False)  # training needs gradients, whatever is switched off around it
 def last_stages(
     count: int,
     model: nn.Module,
@@ -139,6 +141,8 @@ def last_stages(
     check_seed(seed)
     _check_inputs(model, example_inputs)
     batches = _batches(calibration, len(example_inputs))
+    if train is not None:
+        check_examples(train, "compress")
     parsed = grammar.parse(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(parsed, grammar.Recipe):
         raise RecipeError("compress", f"a recipe of type {type(recipe).__name__}", "text or a parsed recipe")

@@ -40,13 +40,13 @@ class Range:
         return f"in {self.text}"
 
 
-Count = Annotated[int, Range("[1, inf)")]
+Count = Annotated[int, Range("[1, 1e9]")]
 Amount = Annotated[float, Range("[0, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
 Share = Annotated[float, Range("[0, 1]")]
 BelowOne = Annotated[float, Range("[0, 1)")]
-Pixels = Annotated[int, Range("[0, inf)")]
-Group = Annotated[int, Range("[0, inf)")]  # columns of a weight that share a scale; 0: all of a channel
+Pixels = Annotated[int, Range("[0, 1e9]")]
+Group = Annotated[int, Range("[0, 1e9]")]  # columns of a weight that share a scale; 0: all of a channel
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def ranges(kind: Any) -> tuple[Range, ...]:
 
     Example:
         >>> ranges(Count), ranges(int)
-        ((Range(text='[1, inf)'),), ())
+        ((Range(text='[1, 1e9]'),), ())
     """
     return tuple(extra for extra in getattr(kind, "__metadata__", ()) if isinstance(extra, Range))
 
@@ -78,7 +78,7 @@ class Checked:
         >>> Rounds(0)
         Traceback (most recent call last):
         ...
-        pruning_bench.errors.OptionError: rounds: count 0, should be at least 1
+        pruning_bench.errors.OptionError: rounds: count 0, should be in [1, 1e9]
     """
 
     name: ClassVar[str]

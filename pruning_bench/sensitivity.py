@@ -22,14 +22,13 @@ from pruning_bench.errors import DataError, ModelError, PruningBenchError
 from pruning_bench.graphs import export
 from pruning_bench.judging.sensitivity import Alone, Sensitivity
 from pruning_bench.metrics import accuracy
-from pruning_bench.models.contract import first_tensor, place_of
+from pruning_bench.models.contract import first_tensor, fresh, place_of
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.pruning.couplings import find_couplings
 from pruning_bench.pruning.masks import current_masks
 from pruning_bench.quantization.affine import fake_quantize
 from pruning_bench.quantization.contract import Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.plans import fresh
 from pruning_bench.quantization.points import Points, find_points
 from pruning_bench.quantization.simulation import simulate
 from pruning_bench.workbench import QUALITY_BATCH, stages_with

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_bench.datasets.contract import ReferenceDataset
+from pruning_bench.datasets.contract import ReferenceDataset, check_classes
 from pruning_bench.errors import DataError, ModelError
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.scores import change_of_scores, with_margin
@@ -66,11 +66,9 @@ class Classification:
     against_simulation = "agreement_simulation"
 
     def check_targets(self, targets: Tensor | None, outputs: Tensor, who: str, where: str) -> None:
-        """Raises `DataError` for a class beyond the last one that the model tells."""
-        if targets is None or outputs.dim() != 2 or (highest := int(targets.max())) < outputs.shape[1]:
-            return
-        expected = f"in [0, {outputs.shape[1]}), as many as the model's outputs"
-        raise DataError(who, f"target {highest} of example {int(targets.argmax())}", expected, where)
+        """Raises `DataError` for a target that is none of the classes that the model tells."""
+        if targets is not None and outputs.dim() == 2:
+            check_classes(targets, outputs.shape[1], who, where)
 
     def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
         """Accuracies, losses, and what changed against the dense model."""

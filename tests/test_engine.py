@@ -11,13 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader, TensorDataset
 
 from pruning_bench import compress
 from pruning_bench.contracts import Context
-from pruning_bench.datasets.contract import Split
+from pruning_bench.datasets.contract import Split, Tensors
 from pruning_bench.discover import discover
 from pruning_bench.engine import last_stages
-from pruning_bench.errors import LevelError, ModelError, PluginError, PruningBenchError, RecipeError, UnknownNameError
+from pruning_bench.errors import (
+    DataError,
+    LevelError,
+    ModelError,
+    PluginError,
+    PruningBenchError,
+    RecipeError,
+    UnknownNameError,
+)
 from pruning_bench.levels import as_level
 from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.pruning.masks import current_masks
@@ -367,6 +376,25 @@ def test_calibration_that_is_none_of_the_models_inputs_is_refused(recipe: str, c
     with pytest.raises(ModelError, match=message) as caught:
         compress(model, recipe, example_inputs=(torch.ones(1, 4),), calibration=calibration)
     assert "\n" not in str(caught.value), str(caught.value)
+
+
+X, Y = torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("recipe", ["magnitude:0.5", "snip:0.5", "bn_recalibrate", "finetune:1"])
+@pytest.mark.parametrize("train", [(X, Y), [(X, Y)], X, "x", DataLoader(TensorDataset(X, Y)), TensorDataset(X, Y)])
+def test_training_data_that_are_no_examples_are_refused(recipe: str, train: Any) -> None:
+    model, kind = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), type(train).__name__
+    with pytest.raises(DataError, match=f"compress: training data of type {kind}, should be examples: Split or"):
+        compress(model, recipe, example_inputs=(X,), train=train)
+
+
+def test_no_examples_are_enough_where_none_are_needed() -> None:
+    model, none = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Tensors((X[:0],), Y[:0])
+    compress(model, "magnitude:0.5", example_inputs=(X,), train=none)
+    for recipe in ("snip:0.5", "bn_recalibrate", "finetune:1"):
+        with pytest.raises(DataError, match="training data with no examples, should be at least one"):
+            compress(model, recipe, example_inputs=(X,), train=none)
 
 
 def test_functions_that_hold_no_module_may_stand_for_a_forward() -> None:

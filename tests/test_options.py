@@ -95,9 +95,17 @@ def test_no_recipe_reads_an_option_out_of_range(cls: Any) -> None:
 def test_a_users_own_method_needs_no_check_of_its_own_for_recipes() -> None:
     methods: Registry[Any] = Registry("method")
     methods.add("unchecked", Unchecked)
-    with pytest.raises(RecipeError, match="'0', should be int at least 1 for unchecked's count"):
+    with pytest.raises(RecipeError, match=r"'0', should be int in \[1, 1e9\] for unchecked's count"):
         parse("unchecked,count=0", methods)
     assert str(parse("unchecked,count=2", methods)) == "unchecked,count=2"
+
+
+@pytest.mark.parametrize("text", ["finetune:1,batch=", "finetune:1,shift=", "magnitude:0.5,block=", "rtn:w4,group="])
+def test_no_number_is_too_large_for_torch(text: str) -> None:
+    """Up to the upper end it works, see the tests of blocks and of shifts; beyond it the recipe is refused."""
+    parse(f"{text}{10**9}")
+    with pytest.raises(RecipeError, match=r"should be int in \[[01], 1e9\]"):
+        parse(f"{text}{10**20}")
 
 
 def test_words_are_checked_too() -> None:

@@ -394,7 +394,7 @@ def test_a_broken_baseline_is_named_by_file_and_line(accepted: Toy) -> None:
         (["--pb-require=virtua"], "virtual"),
         (["--pb-recipe=magnitud:0.5"], "magnitude"),
         (["--pb-recipe=magnitude:0.5,,"], "^"),
-        (["--pb-recipe=magnitude:0.5,block=0"], "'0', should be int at least 1 for magnitude's block"),
+        (["--pb-recipe=magnitude:0.5,block=0"], "'0', should be int in [1, 1e9] for magnitude's block"),
         (["--pb-recipe=magnitude:1.2"], "magnitude: sparsity 1.2, should be in [0, 1)"),
         (["--pb-recipe=planted:0+magnitude"], "magnitude: no level, should be a sparsity"),
         (["--pb-recipe=static:w8"], "static: level w8 without activations"),

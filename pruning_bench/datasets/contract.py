@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pruning_bench.metrics.contract import Score
 
 
+IGNORED = -100  # the target that torch's cross entropy leaves out
+
+
+@runtime_checkable
 class Examples(Protocol):
     """Examples of one role, as the suite sees them; `Split` holds labelled images, `Tensors` anything."""
 
@@ -124,11 +128,42 @@ class Dataset:
     source: str
 
 
+def check_examples(examples: object, who: str) -> None:
+    """Raises `DataError` for training data of another kind."""
+    if not isinstance(examples, Examples):
+        expected = "examples: Split or Tensors of pruning_bench.datasets.contract"
+        raise DataError(who, f"training data of type {type(examples).__name__}", expected)
+
+
+def check_not_empty(examples: Examples, who: str) -> None:
+    """Raises `DataError` for no examples."""
+    if not len(examples):
+        raise DataError(who, "training data with no examples", "at least one")
+
+
 def labelled_images(examples: Examples, who: str) -> Split:
-    """The examples, where they are labelled images; raises `DataError` naming `who` needs them."""
+    """The examples, where they are labelled images, at least one; raises `DataError` naming `who` needs them."""
+    check_not_empty(examples, who)
     if not isinstance(examples, Split):
         raise DataError(who, f"examples of type {type(examples).__name__}", "labelled images (datasets.contract.Split)")
+    images, labels = examples.images, examples.labels
+    if images.dim() != 4 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        found = f"images {list(images.shape)} with labels {labels.dtype} {list(labels.shape)}"
+        raise DataError(who, found, "images [N, C, H, W] with labels torch.int64 [N]")
     return examples
+
+
+def check_classes(targets: Tensor, classes: int, who: str, where: str | None = None) -> None:
+    """Raises `DataError` for a target that is none of the classes that a model tells, nor `IGNORED`.
+
+    Args:
+        targets: whole numbers [N, ...].
+    """
+    wrong = (targets >= classes) | ((targets < 0) & (targets != IGNORED))
+    if bool(wrong.any()):
+        at = int(wrong.flatten().long().argmax())
+        found = f"target {int(targets.flatten()[at])} of example {at // targets[0].numel()}"
+        raise DataError(who, found, f"in [0, {classes}), as many as the model's outputs", where)
 
 
 class Found(NamedTuple):

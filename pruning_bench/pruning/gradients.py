@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pruning_bench.contracts import Context
+from pruning_bench.datasets.contract import check_classes
 from pruning_bench.errors import DataError, ModelError
-from pruning_bench.models.contract import first_tensor, fresh
+from pruning_bench.models.running import check_differentiable, logits_of, placed
 
 if TYPE_CHECKING:
     from pruning_bench.datasets.contract import Examples
@@ -35,8 +36,9 @@ def batch_gradients(
     Returns:
         (examples, parameter name -> gradient of the parameter's shape); zeros where the loss does not depend on it.
     Raises:
-        ModelError: no training examples, no logits, or a loss that is not finite.
-        DataError: no class numbers.
+        ModelError: no training examples, a model that fails on them, no logits, a loss that is not finite or has no
+            gradient.
+        DataError: no class numbers, or one that is none of the model's classes.
     Example:
         >>> from pruning_bench.datasets.contract import Tensors
         >>> train = Tensors((torch.eye(2),), torch.tensor([0, 1]))
@@ -58,7 +60,7 @@ def batch_gradients(
         part = slice(start, start + batch)
         targets = drawn.targets[part].to(device)  # type: ignore[index]
         with torch.enable_grad():
-            loss = _loss(work, tuple(x.to(device) for x in drawn.arguments(part)), targets, who)
+            loss = _loss(work, placed(drawn.arguments(part), context.example_inputs, device), targets, who)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         yield len(targets), {name: gradient.detach() for name, gradient in zip(parameters, found, strict=True)}
 
@@ -85,18 +87,17 @@ def mean_gradients(
 def _labelled(context: Context, who: str) -> Examples:
     examples = context.need_examples(who)
     targets = examples.targets
-    if targets is None or targets.is_floating_point() or not len(examples):
-        found = "no examples" if not len(examples) else "no targets" if targets is None else f"{targets.dtype} targets"
+    if targets is None or targets.is_floating_point():
+        found = "no targets" if targets is None else f"{targets.dtype} targets"
         raise DataError(who, f"training data with {found}", "examples whose targets are class numbers")
     return examples
 
 
 def _loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, who: str) -> Tensor:
-    outputs = first_tensor(model(*fresh(inputs)))
-    if outputs is None or outputs.dim() < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
-        found = "no tensor" if outputs is None else f"outputs {list(outputs.shape)} for targets {list(targets.shape)}"
-        raise ModelError(who, found, "logits [N, classes, ...] for targets [N, ...]", type(model).__name__)
-    loss = cross_entropy(outputs.float(), targets.long())
+    logits = logits_of(model, inputs, targets, who)
+    check_classes(targets, logits.shape[1], who)
+    loss = cross_entropy(logits, targets.long())
+    check_differentiable(loss, model, who)
     if not bool(torch.isfinite(loss)):
         raise ModelError(who, f"a loss of {float(loss.detach())} on training data", "finite", type(model).__name__)
     return loss

@@ -150,7 +150,7 @@ def spread(mask: Tensor, block: int, inputs: int) -> Tensor:
         >>> spread(torch.tensor([[True, False, True]]), 2, 5)
         tensor([[ True,  True, False, False,  True]])
     """
-    return mask.repeat_interleave(block, -1)[..., :inputs].movedim(-1, 1).contiguous()
+    return mask.repeat_interleave(min(block, inputs), -1)[..., :inputs].movedim(-1, 1).contiguous()
 
 
 def n_of_m_plan(scores: Mapping[str, Tensor], level: NofM, earlier: Mapping[str, Tensor]) -> MaskPlan:

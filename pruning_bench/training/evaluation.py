@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.datasets.contract import Split
+from pruning_bench.graphs import evaluating
 from pruning_bench.metrics.accuracy import confusion_matrix
+from pruning_bench.models.running import logits_of
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,16 @@ class Evaluation:
 
 
 def evaluate(model: nn.Module, split: Split, batch: int = 250) -> Evaluation:
-    """The quality of `model` in evaluation mode on `split`, in fp32; the model's mode is restored.
+    """The quality of `model` in evaluation mode on `split`, in fp32; every module's mode is restored.
 
     The device is that of the model's parameters.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     loss, confusion = 0.0, torch.zeros(0)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for inputs, labels in split.batches(batch):
-            logits = model(inputs.to(device)).float().cpu()
+            logits = logits_of(model, (inputs.to(device),), labels, "evaluate").cpu()
             loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
             part = confusion_matrix(logits, labels)
             confusion = confusion + part if confusion.numel() else part
-    model.train(training)
     return Evaluation(float(confusion.diagonal().sum()) / len(split), loss / len(split), confusion)

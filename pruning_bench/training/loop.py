@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from pruning_bench.datasets.contract import Split
 from pruning_bench.errors import ModelError
+from pruning_bench.models.running import check_differentiable, logits_of
 from pruning_bench.options import Amount, BelowOne, Checked, Count, Pixels, Positive, Range
+from pruning_bench.training.fitting import WHO, Feed
 
 Progress = Callable[[str, int, int], None]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) -> mean loss of a batch, in nats
@@ -42,7 +44,7 @@ class TrainConfig(Checked):
         OptionError: a value out of its range.
     """
 
-    name: ClassVar[str] = "train"
+    name: ClassVar[str] = WHO
 
     epochs: Count = 16
     batch: Count = 128
@@ -86,7 +88,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ModelError("train", "no trainable parameter", "at least one parameter that requires a gradient")
+        raise ModelError(WHO, "no trainable parameter", "at least one parameter that requires a gradient")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
@@ -102,10 +104,11 @@ def augment(images: Tensor, generator: torch.Generator, shift: int, flip: bool) 
     """
     count, _, height, width = images.shape
     if shift:
-        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
-        rows = (offsets[0] + torch.arange(height))[:, :, None]
-        columns = (offsets[1] + torch.arange(width))[:, None, :]
-        padded = nn.functional.pad(images, (shift,) * 4)
+        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator) - shift
+        down, right = min(shift, height), min(shift, width)  # farther on there is nothing either
+        rows = (offsets[0].clamp(-down, down) + down + torch.arange(height))[:, :, None]
+        columns = (offsets[1].clamp(-right, right) + right + torch.arange(width))[:, None, :]
+        padded = nn.functional.pad(images, (right, right, down, down))
         images = padded.movedim(1, -1)[torch.arange(count)[:, None, None], rows, columns].movedim(-1, 1)
     if flip:
         mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
@@ -127,31 +130,36 @@ def train_epoch(
     epoch: int,
     progress: Progress | None = None,
     loss_of: Loss | None = None,
+    feed: Feed = Feed(),  # noqa: B008  (frozen)
 ) -> float:
-    """Runs epoch `epoch` (0 is the first) of `config.epochs` in training mode.
+    """Runs epoch `epoch` (0 is the first) of `config.epochs` in training mode, also where gradients are switched off.
 
     Args:
         loss_of: instead of the cross entropy of the labels.
+        feed: how batches go to the model, as `fit` finds it.
     Returns:
         Mean training loss in nats, label smoothing included.
     Raises:
-        ModelError: the loss is not finite.
+        ModelError: the loss is not finite or has no gradient; the model fails; its weights or statistics are not
+            finite at the end, which one batch with a finite loss is enough for.
     """
     device = next(model.parameters()).device
-    count = math.ceil(len(split) / config.batch)
     loss_of = loss_of or cross_entropy(config)
-    total = torch.zeros((), device=device)
+    total, sound = torch.zeros((), device=device), _finite(model)
     model.train()
-    with _randomness(config.seed, epoch, device) as generator:
-        order = torch.randperm(len(split), generator=generator)
-        for index, chosen in enumerate(torch.split(order, config.batch)):
+    with torch.enable_grad(), _randomness(config.seed, epoch, device) as generator:
+        batches = feed.batches(torch.randperm(len(split), generator=generator), config.batch)
+        count = len(batches)
+        for index, chosen in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * count + index, config.epochs * count, config)
-            inputs, labels = _batch(split, chosen, generator, config, device)
+            images, labels = _batch(split, chosen, generator, config)
+            inputs, labels = feed.images(images, device), labels.to(device)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
-                logits = model(inputs)
-            loss = loss_of(inputs, logits.float(), labels)
+                logits = logits_of(model, (inputs,), labels, WHO)
+            loss = loss_of(inputs, logits, labels)
+            check_differentiable(loss, model, WHO)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(chosen)
@@ -159,17 +167,26 @@ def train_epoch(
                 progress(f"epoch {epoch + 1}/{config.epochs}", index + 1, count)
     mean = float(total) / len(split)
     if not math.isfinite(mean):
-        raise ModelError("train", f"loss {mean} in epoch {epoch + 1}", f"finite; a rate below {config.lr} may help")
+        raise _diverged(f"loss {mean}", epoch, config)
+    if spoilt := sorted(sound - _finite(model)):
+        raise _diverged(f"non-finite values in {spoilt[0]}", epoch, config)
     return mean
 
 
-def _batch(
-    split: Split, chosen: Tensor, generator: torch.Generator, config: TrainConfig, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _finite(model: nn.Module) -> set[str]:
+    """The parameters and buffers without NaN and infinity; a mask for attention may hold some from the beginning."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name for name, tensor in tensors if bool(torch.isfinite(tensor).all())}
+
+
+def _diverged(found: str, epoch: int, config: TrainConfig) -> ModelError:
+    return ModelError(WHO, f"{found} in epoch {epoch + 1}", f"finite; a rate below {config.lr} may help")
+
+
+def _batch(split: Split, chosen: Tensor, generator: torch.Generator, config: TrainConfig) -> tuple[Tensor, Tensor]:
     images = augment(split.images[chosen], generator, config.shift, config.flip)
     part = Split(images, split.labels[chosen], split.mean, split.std)
-    inputs = part.inputs().to(device, memory_format=torch.channels_last)
-    return inputs, part.labels.to(device)
+    return part.inputs(), part.labels
 
 
 @contextmanager

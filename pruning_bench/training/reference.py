@@ -19,6 +19,7 @@ from pruning_bench.errors import CheckpointError
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card, save_checkpoint
 from pruning_bench.models.contract import build_model
 from pruning_bench.training.evaluation import evaluate
+from pruning_bench.training.fitting import fit
 from pruning_bench.training.loop import Progress, TrainConfig, make_optimizer, train_epoch
 from pruning_bench.training.state import Progressed, load_state, save_state
 
@@ -51,7 +52,8 @@ def train(
         One row for each epoch: epoch, train_loss, selection_loss, selection_top1.
     Raises:
         CheckpointError: the state does not belong to this training.
-        ModelError: the loss is not finite.
+        ModelError: the loss or weights are not finite; the model does not fit the images.
+        DataError: no images, or labels that are none of the model's classes.
     """
     images, selection = (labelled_images(part, "train") for part in (dataset.train, dataset.selection))
     optimizer = make_optimizer(model, config)
@@ -59,10 +61,11 @@ def train(
     done = Progressed(identity, 0, [])
     if resume and state is not None and state.exists():
         done = load_state(state, model, optimizer, identity)
-    model.to(memory_format=torch.channels_last)
+    feed = fit(model, images, config)
+    model.to(memory_format=feed.memory_format)
     for epoch in range(done.epochs_done, config.epochs):
         started = time.perf_counter()
-        loss = train_epoch(model, images, optimizer, config, epoch, progress)
+        loss = train_epoch(model, images, optimizer, config, epoch, progress, feed=feed)
         chosen = evaluate(model, selection)
         row = {"epoch": epoch + 1, "train_loss": loss, "selection_loss": chosen.loss, "selection_top1": chosen.top1}
         done = Progressed(identity, epoch + 1, [*done.history, row])

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pruning_bench.models.running import float_type
 from pruning_bench.options import Amount, BelowOne, Checked, Count, Pixels, Positive
 from pruning_bench.pruning.masks import KeepPruned, current_masks
+from pruning_bench.training.fitting import fit
 from pruning_bench.training.loop import Loss, TrainConfig, make_optimizer, train_epoch
 
 if TYPE_CHECKING:
@@ -59,14 +61,25 @@ class Tuning:
     Args:
         model: trained in place.
         plans: all plans so far; what they pruned stays zero after every step of the optimizer.
+        also: models that are shown the same images.
+    Raises:
+        ModelError, DataError: model and images do not fit, as `fitting.fit` says.
     """
 
     def __init__(
-        self, model: nn.Module, train: Split, config: TrainConfig, plans: Sequence[Any], context: Context
+        self,
+        model: nn.Module,
+        train: Split,
+        config: TrainConfig,
+        plans: Sequence[Any],
+        context: Context,
+        also: Sequence[nn.Module] = (),
     ) -> None:
         self.optimizer: Optimizer = make_optimizer(model, config)
         self._model, self._train, self._config = model, train, config
         self._plans, self._progress = plans, context.progress
+        self._feed = fit(model, train, config, float_type(context.example_inputs), also)
+        self.steps: int = len(self._feed.batches(torch.arange(len(train)), config.batch))  # of one epoch
 
     def run(self, first: int = 0, loss_of: Loss | None = None) -> None:
         """Trains from epoch `first` of the schedule to its end; leaves evaluation mode, and no gradients.
@@ -76,6 +89,8 @@ class Tuning:
         """
         with KeepPruned(self._model, current_masks(self._plans), self.optimizer):
             for epoch in range(first, self._config.epochs):
-                train_epoch(self._model, self._train, self.optimizer, self._config, epoch, self._progress, loss_of)
+                train_epoch(
+                    self._model, self._train, self.optimizer, self._config, epoch, self._progress, loss_of, self._feed
+                )
         self._model.zero_grad(set_to_none=True)
         self._model.eval()

@@ -122,6 +122,23 @@ def test_targets_may_have_places() -> None:
     assert mean_gradients(Tokens(), context(train=train), "test")["layer.weight"].shape == (3, 4)
 
 
+class Silent(nn.Linear):
+    """No gradient passes its forward."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(inputs)
+
+
+def test_targets_that_cross_entropy_leaves_out_may_stand_among_the_others() -> None:
+    kept = context(train=Tensors((torch.ones(1, 4),), torch.tensor([2])))
+    with_one_ignored = context(train=Tensors((torch.ones(2, 4),), torch.tensor([-100, 2])))
+    close_to(mean_gradients(network(), with_one_ignored, "test"), mean_gradients(network(), kept, "test"))
+
+
 def poisoned() -> nn.Sequential:
     model = network()
     model[4].bias.data.fill_(float("nan"))
@@ -140,6 +157,10 @@ INPUTS = (torch.zeros(2, 4),)
         (network, Tensors((torch.zeros(0, 4),), torch.zeros(0, dtype=torch.int64)), DataError, "no examples"),
         (network, Tensors(INPUTS, torch.zeros(2, 3, dtype=torch.int64)), ModelError, r"outputs \[2, 3\] for targets"),
         (poisoned, Tensors(INPUTS, torch.zeros(2, dtype=torch.int64)), ModelError, "a loss of nan"),
+        (network, Tensors(INPUTS, torch.tensor([0, 17])), DataError, r"target 17 of example 1, should be in \[0, 3\)"),
+        (network, Tensors(INPUTS, torch.tensor([-1, 0])), DataError, r"target -1 of example 0, should be in \[0, 3\)"),
+        (network, Tensors((torch.zeros(2, 5),), torch.tensor([0, 1])), ModelError, r"inputs \[2, 5\] that do not run"),
+        (Silent, Tensors(INPUTS, torch.tensor([0, 1])), ModelError, "outputs that have no gradient"),
     ],
 )
 def test_bad_input_is_one_clear_error(

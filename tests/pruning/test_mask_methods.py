@@ -162,6 +162,18 @@ def test_synflow_keeps_every_layer_alive_where_one_round_would_not() -> None:
     assert left(30) != left(1), "the number of rounds changes nothing"
 
 
+class Silent(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def test_synflow_says_that_a_model_lets_no_gradient_pass() -> None:
+    model, given = Silent(nn.Linear(4, 4), nn.Linear(4, 2)), Context((torch.zeros(2, 4),), torch.Generator())
+    with pytest.raises(ModelError, match=r"^synflow: outputs that have no gradient, .* \[Silent\]"):
+        Synflow().plan(model, 0.5, given)
+
+
 def test_synflow_does_not_overflow_where_float32_would() -> None:
     layers = [nn.Linear(32, 32, bias=False) for _ in range(24)]
     for layer in layers:
@@ -458,6 +470,11 @@ def blocks_of(scores: Tensor, block: int, level: float) -> Tensor:
 def test_blocks_of_smallest_norm_go_as_a_whole(inputs: int, block: int, level: float, seed: int) -> None:
     scores = torch.rand(3, inputs, 2, 1, generator=torch.Generator().manual_seed(seed))
     block_law(blocks_of(scores, block, level), scores, block, level)
+
+
+def test_a_block_may_be_longer_than_all_inputs() -> None:
+    scores = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blocks_of(scores, 10**9, 0.5), blocks_of(scores, 5, 0.5)), "rows of one block each differ"
 
 
 def single_weights(scores: Tensor, block: int, level: float) -> Tensor:

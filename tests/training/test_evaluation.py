@@ -18,7 +18,7 @@ class Table(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logits = nn.Parameter(LOGITS)
+        self.logits, self.frozen = nn.Parameter(LOGITS), nn.BatchNorm2d(1)
 
     def forward(self, images):
         chosen = self.logits[(images[:, 0, 0, 0] * 255).round().long()]
@@ -32,12 +32,14 @@ def table_split() -> Split:
 
 def check_by_hand(measure) -> None:
     model = Table().train()
+    model.frozen.eval()
     found = measure(model, table_split())
     assert found.top1 == 3 / 5, f"top-1 {found.top1}, should be 3 of 5"
     assert found.confusion.tolist() == EXPECTED, f"confusion {found.confusion.tolist()}, should be {EXPECTED}"
     rows = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(LOGITS.tolist(), LABELS, strict=True)]
     assert abs(found.loss - sum(rows) / 5) < 1e-6, f"loss {found.loss}, should be {sum(rows) / 5}"
     assert model.training, "evaluation mode, should be training mode as before"
+    assert not model.frozen.training, "a frozen batch norm in training mode, should be in evaluation mode as before"
 
 
 def mutant_training_mode(model, split):
@@ -56,12 +58,18 @@ def mutant_mean_of_batch_means(model, split):
     found = evaluate(model, split)
     model.eval()
     losses = [float(nn.functional.cross_entropy(model(x), y).detach()) for x, y in split.batches(3)]
-    model.train()
+    model.train().frozen.eval()
     return Evaluation(found.top1, sum(losses) / len(losses), found.confusion)
 
 
 def mutant_leaves_evaluation_mode(model, split):
     return evaluate(model.eval(), split)
+
+
+def mutant_forgets_what_was_frozen(model, split):
+    found = evaluate(model, split)
+    model.train()
+    return found
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 100])
@@ -70,7 +78,14 @@ def test_by_hand(batch):
 
 
 @pytest.mark.parametrize(
-    "mutant", [mutant_training_mode, mutant_transposed, mutant_mean_of_batch_means, mutant_leaves_evaluation_mode]
+    "mutant",
+    [
+        mutant_training_mode,
+        mutant_transposed,
+        mutant_mean_of_batch_means,
+        mutant_leaves_evaluation_mode,
+        mutant_forgets_what_was_frozen,
+    ],
 )
 def test_check_by_hand_rejects(mutant):
     with pytest.raises(AssertionError, match="should be"):

@@ -211,6 +211,37 @@ def test_augmentation():
     check_augmentation(augment)
 
 
+def moved_in_a_large_frame(images, generator, shift):
+    count, _, height, width = images.shape
+    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)[:, :, 0].tolist()
+    frame = nn.functional.pad(images, (shift,) * 4)
+    views = [x[:, top : top + height, left : left + width] for x, top, left in zip(frame, *offsets, strict=True)]
+    return torch.stack(views)
+
+
+def check_large_shifts(change) -> None:
+    """What moves farther than its own size is gone, and nothing is made as large as the shift."""
+    images = numbered(200, 3, 4)
+    for shift in (2, 3, 4, 7):
+        found = change(images, torch.Generator().manual_seed(0), shift, False)
+        expected = moved_in_a_large_frame(images, torch.Generator().manual_seed(0), shift)
+        assert torch.equal(found, expected), f"shift {shift}: should be cut out of a frame of that width"
+    assert not change(images, torch.Generator().manual_seed(0), 10**9, False).any(), "should be all zero"
+
+
+def mutant_clamps_the_shift(images, generator, shift, flip):
+    return augment(images, generator, min(shift, *images.shape[2:]), flip)
+
+
+def test_large_shifts():
+    check_large_shifts(augment)
+
+
+def test_check_large_shifts_rejects_mutant_clamps_the_shift():
+    with pytest.raises(AssertionError, match="should be"):
+        check_large_shifts(mutant_clamps_the_shift)
+
+
 @pytest.mark.parametrize(
     "mutant",
     [mutant_wraps_around, mutant_one_shift_for_all, mutant_never_flips, mutant_upside_down, mutant_mixes_channels],

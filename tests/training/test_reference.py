@@ -107,9 +107,9 @@ def mutant_one_stream_of_randomness(model, data, config, **options):
     """Shuffles by a generator that a resumed process starts anew."""
     original, stream = module.train_epoch, torch.Generator().manual_seed(0)
 
-    def epoch(model, split, optimizer, config, number, progress=None):
+    def epoch(model, split, optimizer, config, number, progress=None, **feed):
         seed = int(torch.randint(2**31, (), generator=stream))
-        return original(model, split, optimizer, dataclasses.replace(config, seed=seed), number, progress)
+        return original(model, split, optimizer, dataclasses.replace(config, seed=seed), number, progress, **feed)
 
     module.train_epoch = epoch
     try:

@@ -7,7 +7,7 @@ from torch import nn
 from pruning_bench.conformance.runner import parametrize_with_checks
 from pruning_bench.conformance.training_checks import context, masked_model, split_of, state, tiny_model
 from pruning_bench.contracts import Context
-from pruning_bench.errors import LevelError, ModelError
+from pruning_bench.errors import DataError, LevelError, ModelError
 from pruning_bench.levels import Bits, Number
 from pruning_bench.recipe import parse
 from pruning_bench.training.loop import TrainConfig, make_optimizer, train_epoch
@@ -220,10 +220,17 @@ def test_a_model_without_batch_norm_stays_as_it_is():
 
 def test_a_model_that_fails_keeps_its_momenta_and_modes():
     model = tiny_model()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError, match=r"inputs \[4, 3, 8, 8\] that do not run \(RuntimeError"):
         recalibrate(model, [(torch.zeros(4, 3, 8, 8),)])
     found = (model[0][1].momentum, model[0][1].training)
     assert found == (0.1, False), f"momentum and training {found}, should be (0.1, False) as before"
+
+
+def test_bn_recalibrate_of_one_example_is_refused_where_it_has_no_variance():
+    BnRecalibrate().run(tiny_model(), None, (), context(train=split_of(1)))  # 64 places of an image have one
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2))
+    with pytest.raises(DataError, match=r"bn_recalibrate: one example, .* should be at least 2, over which"):
+        BnRecalibrate().run(model, None, (), context(train=split_of(1)))
 
 
 def test_keep_pruned_is_let_go():

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning_bench.contracts import Context
 from pruning_bench.levels import sparsity_of
-from pruning_bench.models.contract import first_tensor, fresh
+from pruning_bench.models.running import check_differentiable, run
 from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import choose_masks, prunable
@@ -75,8 +75,8 @@ def synaptic_flow(model: nn.Module, inputs: tuple[Tensor, ...], names: list[str]
     """w * dR/dw of the named parameters of a positive twin, R the sum of its outputs; float64 of their shapes."""
     parameters = [model.get_parameter(name) for name in names]
     with torch.enable_grad():
-        output = first_tensor(model(*fresh(inputs)))
-        total = output.sum() if output is not None else torch.zeros(())
+        total = run(model, inputs, Synflow.name).sum()
+        check_differentiable(total, model, Synflow.name)
         found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
     return {name: (p.detach() * g).cpu() for name, p, g in zip(names, parameters, found, strict=True)}
 

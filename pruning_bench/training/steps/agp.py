@@ -70,8 +70,8 @@ class Agp(TuneOptions):
         final = sparsity_of(self.name, level)
         config = self.config(self.epochs, context.generator)
         weights = prunable(model, context.example_inputs)
-        last = max(1, math.floor(self.ramp * config.epochs * math.ceil(len(train) / config.batch)))
         tuning = Tuning(model, train, config, plans, context)
+        last = max(1, math.floor(self.ramp * config.epochs * tuning.steps))
         growing = _Growing(model, weights, context, self.scope, tuning.optimizer)
 
         def prune(*_: Any) -> None:

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning_bench.errors import DataError, ModelError
 from pruning_bench.levels import count_of
+from pruning_bench.models.running import placed, run
 from pruning_bench.options import Checked, Range
 from pruning_bench.training.contract import StepTags, training_step
 
 if TYPE_CHECKING:
     from pruning_bench.contracts import Context
     from pruning_bench.datasets.contract import Examples
+
+
+WHO = "bn_recalibrate"
 
 
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
@@ -27,6 +32,8 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None
 
     Args:
         batches: model inputs, each a tuple of positional arguments; every batch counts the same.
+    Raises:
+        ModelError: the model does not run on a batch.
     """
     norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     before = [(layer, layer.training) for layer in model.modules()]
@@ -40,7 +47,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None
                         layer.reset_running_stats()
                         layer.momentum = None  # a cumulative average
                         layer.train()
-                model(*inputs)
+                run(model, inputs, WHO)
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
@@ -66,7 +73,7 @@ class BnRecalibrate(Checked):
 
     batch: Annotated[int, Range("[2, inf)")] = 250
 
-    name: ClassVar[str] = "bn_recalibrate"
+    name: ClassVar[str] = WHO
     examples: ClassVar[tuple[str, ...]] = ("l1_filter:0.5+bn_recalibrate:8",)
     tags: ClassVar[StepTags] = StepTags(
         level=batches_of,
@@ -75,11 +82,24 @@ class BnRecalibrate(Checked):
     )
 
     def run(self, model: nn.Module, level: Any, plans: Sequence[Any], context: Context) -> None:
-        """Replaces the statistics of `model` in place; raises `LevelError` for a level that is no count."""
+        """Replaces the statistics of `model` in place.
+
+        Raises:
+            LevelError: a level that is no count.
+            ModelError: the model does not run on the examples.
+            DataError: a single example, which has no variance.
+        """
         count = batches_of(self.name, level)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        batches = _drawn(context.need_examples(self.name), self.batch, count, context.generator)
-        recalibrate(model, (tuple(x.to(device) for x in inputs) for inputs in batches))
+        examples = context.need_examples(self.name)
+        batches = _drawn(examples, self.batch, count, context.generator)
+        try:
+            recalibrate(model, (placed(inputs, context.example_inputs, device) for inputs in batches))
+        except ModelError as problem:
+            if len(examples) > 1:
+                raise
+            expected = "at least 2, over which batch norm finds a variance"
+            raise DataError(self.name, f"one example, {problem.found}", expected, problem.where) from problem
         model.eval()
 
 

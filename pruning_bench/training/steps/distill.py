@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.levels import count_of
+from pruning_bench.models.running import logits_of
 from pruning_bench.options import Positive, Share
 from pruning_bench.training.contract import StepTags, training_step
 from pruning_bench.training.loop import cross_entropy
@@ -49,11 +50,11 @@ class Distill(TuneOptions):
 
         def loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
-                taught = teacher(inputs).float()
+                taught = logits_of(teacher, (inputs,), labels, self.name)
             soft = soft_loss(taught, logits, self.temperature)
             return torch.lerp(of_labels(inputs, logits, labels), soft, self.share)
 
-        Tuning(model, train, config, plans, context).run(loss_of=loss)
+        Tuning(model, train, config, plans, context, also=[teacher]).run(loss_of=loss)
 
 
 def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
