@@ -133,16 +133,25 @@ class SuiteModule(pytest.Module):
 def use_suite_storage(config: pytest.Config) -> None:
     """Lets pytest-benchmark save every run under the results folder; call it from the suite's `conftest.py`."""
     config.stash[SUITE_FOLDER] = True
-    config.addinivalue_line("filterwarnings", "default::pytest.PytestWarning:pytest_benchmark")
     if parallel := _in_parallel(config):
         raise pytest.UsageError(str(parallel))
     if config.getoption("benchmark_storage", None) is None:
         expected = "there: latencies are recorded through it"
         raise pytest.UsageError(f"pytest: no pytest-benchmark (-p no:benchmark?), should be {expected}")
+    _let_benchmark_warn(config)
     if config.getoption("benchmark_storage", None) == DEFAULT_STORAGE:
         config.option.benchmark_storage = f"file://{results_folder(config) / 'runs' / 'pytest-benchmark'}"
         if not (config.getoption("benchmark_autosave") or config.getoption("benchmark_save")):
             config.option.benchmark_autosave = "suite"
+
+
+def _let_benchmark_warn(config: pytest.Config) -> None:
+    """What pytest-benchmark warns of costs no run, even where a project turns warnings into errors."""
+    from pytest_benchmark.logger import PytestBenchmarkWarning
+
+    kind = PytestBenchmarkWarning
+    warnings.filterwarnings("default", category=kind)  # while plug-ins are configured, and ...
+    config.addinivalue_line("filterwarnings", f"default::{kind.__module__}.{kind.__name__}")  # ... from then on
 
 
 def _in_parallel(config: pytest.Config) -> PruningBenchError | None:
@@ -353,7 +362,8 @@ class Finish:
         try:
             yield
         except Exception as problem:  # another plug-in's, whose files are not what the verdict hangs on
-            suite.problems.append(f"{type(problem).__name__}: {one_line(problem)}")
+            kind = "" if isinstance(problem, OSError) else f"{type(problem).__name__}: "
+            suite.problems.append(f"{kind}{one_line(problem)}")
         if written and not interrupted:
             session.exitstatus = _judged(suite) or exitstatus
         if suite.problems:

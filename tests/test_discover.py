@@ -94,6 +94,15 @@ def test_a_broken_plug_in_names_its_distribution() -> None:
     assert "ModuleNotFoundError" in str(caught.value), str(caught.value)
 
 
+def test_a_plug_in_that_exits_names_its_distribution() -> None:
+    class Exits(_Entry):
+        def load(self):  # type: ignore[no-untyped-def]
+            sys.exit("needs libfoo")
+
+    with pytest.raises(PluginError, match=r"entry point acme: SystemExit: needs libfoo, .*acme-pruning 1\.2"):
+        discover._load(Exits("acme", "acme", "pruning_bench.methods"))
+
+
 def test_a_plug_in_that_claims_a_taken_name_names_its_distribution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

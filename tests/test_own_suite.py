@@ -493,6 +493,38 @@ def test_a_folder_of_data_that_nothing_is_read_from_is_refused(own: Own, tmp_pat
     assert len(result.errlines) < 3, f"{result.errlines}"
 
 
+def test_warnings_as_errors_cost_no_verdict(own: Own) -> None:
+    own.conftest(ENCODER)
+    own.pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    result = own.run("--pb-recipe=dense", "--pb-runtime=eager", *UNTIMED, "--benchmark-compare")
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    assert own.outcomes("cosine_agreement"), "nothing was judged"
+
+
+def test_a_conftest_that_is_imported_again_defines_nothing_twice(own: Own) -> None:
+    own.conftest(ENCODER)
+    with registries_kept():
+        for _ in range(2):
+            result = own.pytester.runpytest_inprocess("--pb-suite", "--collect-only", "-q")
+            assert result.ret == 0, result.stdout.str() + result.stderr.str()
+
+
+def test_commands_import_from_where_pytest_does(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = own.pytester.mkdir("src")
+    (folder / "brought.py").write_text(ENCODER.replace("@trained_model", "").replace("@evaluation_data", "#"))
+    names = re.findall(r"^def (\w+)", ENCODER, flags=re.MULTILINE)
+    (own.pytester.path / "pyproject.toml").write_text(
+        f'[tool.pytest.ini_options]\npythonpath = ["src"]\n'
+        f'[tool.pruning_bench]\nmodel = "brought:{names[0]}"\ndata = "brought:{names[-1]}"\n'
+    )
+    try:
+        assert own.command("list", "models") == 0, capsys.readouterr().err
+        assert names[0] in capsys.readouterr().out
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
+        sys.modules.pop("brought", None)
+
+
 def test_without_pytest_benchmark_one_line_says_so(own: Own) -> None:
     own.conftest(ENCODER)
     result = own.run("-p", "no:benchmark", "--collect-only")

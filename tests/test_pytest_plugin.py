@@ -20,6 +20,7 @@ import pruning_bench
 from pruning_bench import cli, measuring, processes, rivals, suite, tasks, workbench
 from pruning_bench.cases import PROFILES, Case, parse_id
 from pruning_bench.discover import discover, import_files
+from pruning_bench.environment import current
 from pruning_bench.errors import PruningBenchError
 from pruning_bench.measuring import measure_latency
 from pruning_bench.models.checkpoints import save_checkpoint
@@ -368,6 +369,10 @@ def test_benchmark_compare_works_on_the_second_run_from_any_folder(toy: Toy) -> 
         result = toy.pytester.runpytest_inprocess(where, *ARGUMENTS, trained, "--benchmark-compare")
     assert result.ret == 0, result.stdout.str()
     result.stdout.fnmatch_lines(["*(0001_suite)*", "*(NOW)*"])
+    result.stdout.no_fnmatch_line("*another environment*")
+    saved = [json.loads(path.read_text()) for path in sorted((toy.results / "runs/pytest-benchmark").rglob("*.json"))]
+    assert len(saved) == 2, f"{len(saved)} files of pytest-benchmark"
+    assert all(run["machine_info"] == dict(current(device="cpu").must_match) for run in saved), saved[0]["machine_info"]
     assert len(list((toy.results / "runs").glob("*.jsonl"))) == 2, "the second run was recorded elsewhere"
 
 

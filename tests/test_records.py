@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_bench import records
-from pruning_bench.errors import RecordError
+from pruning_bench.errors import RecordError, one_line
 from pruning_bench.records import (
     Better,
     CaseState,
@@ -172,6 +172,16 @@ def test_a_crash_in_a_write_leaves_the_old_file(
 def check_old_or_new(path: Path, old: str | None, new: str) -> None:
     found = path.read_text() if path.exists() else None
     assert found in (old, new), f"{found!r} should be {old!r} or {new!r}"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "run.jsonl", "x")
+    assert one_line(caught.value) == f"No space left on device [{tmp_path / 'run.jsonl'}]", one_line(caught.value)
 
 
 def test_old_or_new_rejects_a_write_in_place(tmp_path: Path) -> None:

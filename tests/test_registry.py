@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,36 @@ def test_duplicates_name_both_origins() -> None:
     for part in ("'one' defined twice", ".Thing", ".OtherThing"):
         assert part in message, f"{message!r} should say {part}"
     assert registry["one"] is Thing, "the first definition should stay"
+
+
+SOURCE = """
+def build(): ...
+
+@dataclass(frozen=True)
+class Method:
+    def plan(self): ...
+"""
+
+
+def ran(source: str, file: str = "conftest.py") -> dict[str, Any]:
+    """What a file defines, run anew."""
+    made: dict[str, Any] = {"dataclass": dataclass, "__name__": "conftest"}
+    exec(compile(source, file, "exec"), made)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["build", "Method"])
+def test_a_file_that_is_run_again_defines_nothing_twice(kind: str) -> None:
+    first, second = ran(SOURCE)[kind], ran(SOURCE)[kind]
+    registry = Registry[Any]("thing")
+    registry.add("one", first)
+    registry.add("one", second)
+    assert registry["one"] is second, "the definition of the later run should count"
+    for other in (ran(SOURCE, "other.py")[kind], ran("\n" + SOURCE)[kind]):
+        with pytest.raises(DuplicateNameError):
+            registry.add("one", other)
+    with pytest.raises(DuplicateNameError):  # a file that says it twice by itself
+        registry.add("one", second)
 
 
 @pytest.mark.parametrize("name", ["", "One", "1one", "one-two", "one two", "_one", "one\n", "ünder", None, 1])

@@ -131,6 +131,10 @@ def check_unavailable(judge_run, confirm):
     assert report.verdicts[0].note == "not installed: pip install onnxruntime", f"{report.verdicts[0]}"
     expect(judge_run(run, BASELINE, require=["onnxruntime"]), 1, (C, "case", "UNAVAILABLE"))
     expect(judge_run(run, BASELINE, require=["eager"]), 0, (C, "case", "UNAVAILABLE"))
+    left_out = make_run(without(C), {C: CaseStatus(C, "deselected")})
+    expect(judge_run(left_out, BASELINE), 0)
+    expect(judge_run(left_out, BASELINE, require=["eager"]), 0)
+    expect(judge_run(left_out, BASELINE, require=["onnxruntime"]), 1, (C, "case", "UNAVAILABLE"))
 
 
 def check_error(judge_run, confirm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from pruning_bench.judging.vectors import pack, pack_scores
 from pruning_bench.records import CaseStatus, Environment, Measurement, Outcome, Run
 from pruning_bench.reporting import rows as module
 from pruning_bench.reporting.as_json import to_json
+from pruning_bench.reporting.junit import to_junit
 from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, name_only, paper_claim, rows_of
 from pruning_bench.reporting.tables import case_tables, headline, preamble, verdict_tables
@@ -319,6 +321,22 @@ def test_any_part_of_a_run_is_shown(kept, states, baseline, interrupted):
     document = json.loads(to_json(run, report, rows))
     assert len(document["rows"]) == len(rows), "rows lost"
     assert document["exit_status"] == report.exit_status, f"{document['exit_status']}"
+
+
+def test_junit_fails_what_fails_the_run():
+    worse = [replace(m, value=m.value + 1) if m.metric == "bytes" else m for m in WHOLE.measurements]
+    report = judge_run(replace(WHOLE, measurements=tuple(worse)), BASELINE)
+    suite = ElementTree.fromstring(to_junit(report))
+    failed = {(t.get("classname"), t.get("name")) for t in suite if t.find("failure") is not None}
+    assert failed == {(v.case_id, v.metric) for v in report.failing}, f"{failed}"
+    assert len(failed) == int(suite.get("failures")) > 0, f"{suite.attrib}"
+    assert "REGRESSED: bytes +1" in {t[0].get("message") for t in suite if len(t)}, to_junit(report)
+    good = ElementTree.fromstring(to_junit(judge_run(WHOLE, BASELINE)))
+    assert good.get("failures") == good.get("errors") == "0", f"{good.attrib}"
+    states = [CaseStatus(c, "error", "torn \x1b[1m <apart> & more") for c in CASES]
+    broken = ElementTree.fromstring(to_junit(judge_run(make_run((), states=states), BASELINE)))
+    assert int(broken.get("errors")) == len(CASES), f"{broken.attrib}"
+    assert "<apart> & more" in broken[0][0].get("message"), broken[0][0].attrib
 
 
 def test_a_case_of_nobodys_grid_is_shown():
