@@ -97,6 +97,8 @@ def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
         lines.append(false_alarms(report))
     if any(v.rule == "speed" for v in report.verdicts) and not any(v.rule == "control" for v in report.verdicts):
         lines.append("no control was measured: nothing shows that the machine was fit; a dense case brings them")
+    remarks = {str(m.detail["remark"]): m.case_id for m in reversed(run.measurements) if "remark" in m.detail}
+    lines += [f"{remark} [{case_id}]" for remark, case_id in reversed(remarks.items())]
     if not_reached := sum(case.state == "not_run" for case in run.cases):
         lines.append(f"stopped early: {not_reached} cases that were selected were not reached, nothing is said of them")
     lines += how_to_accept(run, report)

@@ -422,6 +422,17 @@ def test_new_machine_hint_bites(mutant):
         check_new_machine_hint(mutant)
 
 
+def test_what_no_control_could_show_is_remarked_once():
+    remarks = [
+        Measurement(c, "spoilt_twin", 0.5, "1", "neither", "shown", detail={"remark": "nothing shows it"})
+        for c in CASES[:2]
+    ]
+    run = make_run([*WHOLE.measurements, *remarks])
+    found = [line for line in preamble(run, judge_run(run, BASELINE), ()) if "nothing shows" in line]
+    assert found == [f"nothing shows it [{CASES[0]}]"], f"{found}"
+    assert judge_run(run, BASELINE).exit_status == 0, "a remark is no verdict"
+
+
 def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
     report = judge_run(WHOLE, BASELINE)
     [line] = [line for line in preamble(WHOLE, report, ()) if "Holm" in line]
