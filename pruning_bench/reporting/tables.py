@@ -74,7 +74,7 @@ def how_to_accept(run: Run, report: Report) -> list[str]:
     if not found:
         return []
     scope = "" if len(found) == 2 else "--portable " if new else "--times "
-    caution = ", which accepts what fails as well unless --only CASE is given" if report.failing else ""
+    caution = "; what fails stays out with --only CASE" if report.failing else ""
     command = f'pruning-bench accept {run.id} {scope}--reason "..."'
     return [f"{', '.join(found)}; to compare from now on: {command}{caution}"]
 
