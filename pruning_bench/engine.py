@@ -20,6 +20,7 @@ from pruning_bench.contracts import Context, Past
 from pruning_bench.datasets.contract import Examples, check_examples
 from pruning_bench.discover import discover
 from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError, one_line
+from pruning_bench.foreign import call_step
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
 from pruning_bench.pruning.masks import apply_masks, current_masks
@@ -213,13 +214,15 @@ class _State:
         self.quant_plan: QuantPlan | None = None
 
     def run(self, step: grammar.Step, context: Context) -> None:
-        method = step.method()
+        method, model, level = step.method(), self.model, step.level
+        who = (type(method).__module__, method.name)
         if isinstance(method.tags, (PruningTags, QuantizationTags)):
-            self._keep(method.plan(self.model, step.level, context), method.name)
+            self._keep(call_step(*who, "plan", lambda: method.plan(model, level, context), "a plan"), method.name)
             return
-        plans = method.run(self.model, step.level, tuple(self.plans), context)
-        self.model.eval()
-        for plan in plans or ():
+        earlier = tuple(self.plans)
+        made = call_step(*who, "run", lambda: list(method.run(model, level, earlier, context) or ()), "plans or None")
+        model.eval()
+        for plan in made:
             self._keep(plan, method.name)
 
     def _keep(self, plan: Plan, who: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pruning_bench.datasets.contract import ReferenceDataset, check_classes
-from pruning_bench.errors import DataError, ModelError
+from pruning_bench.errors import DataError, ModelError, PluginError
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.scores import change_of_scores, with_margin
 from pruning_bench.judging.statistics import drop_interval, mcnemar_midp, smallest_drop
@@ -66,14 +66,23 @@ class Classification:
     against_simulation = "agreement_simulation"
 
     def check_targets(self, targets: Tensor | None, outputs: Tensor, who: str, where: str) -> None:
-        """Raises `DataError` for a target that is none of the classes that the model tells."""
-        if targets is not None and outputs.dim() == 2:
+        """Raises `DataError` for a model of one output, and for a target that is none of the classes that it tells."""
+        if outputs.dim() != 2:
+            return
+        if outputs.shape[1] < LEAST_CLASSES:
+            found = f"a model with {outputs.shape[1]} output (logit) an example"
+            raise DataError(who, found, "at least 2, one a class; or @evaluation_data(score=...)", where)
+        if targets is not None:
             check_classes(targets, outputs.shape[1], who, where)
 
     def measure(self, record: Record, seen: Evaluation) -> list[Measurement]:
-        """Accuracies, losses, and what changed against the dense model."""
+        """Accuracies, losses, and what changed against the dense model.
+
+        Outputs of which not all have a loss raise `ModelError`: their accuracy may be within its margin.
+        """
         logits, labels, dense = seen.logits, _labels(seen), seen.dense_logits
         flipped = accuracy.flips(dense, logits, labels)
+        _check_finite(logits)
         detail: dict[str, Any] = {
             "per_class": accuracy.per_class_accuracy(logits, labels),
             "confusion": accuracy.confusion_matrix(logits, labels).tolist(),
@@ -142,6 +151,9 @@ class Scored:
     def control(self, record: Record, seen: Evaluation) -> Measurement | None:
         """Every example gets the outputs of another one, which the judge must find in the scores.
 
+        Outputs of a weak model are hardly better than another example's. Where the scores do not show which are, and
+        do not contradict it, the same outputs far off their mean must be found. A score that knows no size cannot show
+        that either: then nothing is claimed, and the record, which is no control, remarks it.
         None where nothing is wrong then, as all outputs or all references are equal; needs 30 examples to be seen.
         """
         outputs, reference = seen.logits, self.score.reference(seen.labels, seen.dense_logits)
@@ -149,24 +161,67 @@ class Scored:
         if len(outputs) < LEAST_SPOILT or any(torch.equal(x[given], x) for x in (outputs, reference)):
             return None
         right, wrong = self._scores(seen), self._scores(replace(seen, logits=outputs[given]))
+        outcome, why = self._found(right, wrong)
+        why, blind = f"outputs of other examples: {why}", ""
+        if outcome is not Outcome.REGRESSED:
+            blind = _blind(right, wrong, self._scores(seen), given)
+        value = float(wrong.mean(dtype=np.float64))
+        if outcome is Outcome.INCONCLUSIVE and not blind:
+            outcome, further = self._found_far_off(seen, right, given)
+            why = f"{why}; {FAR_OFF} times as far from their mean: {further}"
+            if outcome in (Outcome.PASS, Outcome.INCONCLUSIVE):
+                remark = f"nothing shows that score {self.score.name} finds wrong outputs: {why}"
+                return replace(record("spoilt_twin", value, detail={"remark": remark}), rule="shown")
+        if not (caught := outcome is Outcome.REGRESSED):
+            hides = outcome is Outcome.PASS
+            blind = blind or ("has a margin that hides wrong outputs" if hides else "shows wrong outputs as better")
+            why = f"score {self.score.name} {blind}: {why}"
+        return record("spoilt_twin", value, detail={"holds": caught, "why": why})
+
+    def _found(self, right: Any, wrong: Any) -> tuple[Outcome, str]:
+        """What the judge says of wrong outputs by their scores, and the numbers."""
         policy = with_margin(Policy(), float(self.score.margin))
         change = change_of_scores(right, wrong, direction(self.score.better), policy)
-        caught = drop_outcome(change.drop, change.p, change.mirrored, policy) is Outcome.REGRESSED
-        why = f"outputs of other examples: {change.worse} of {change.n} scores worse, {change.better} better"
-        if not change.worse and not change.better:
-            why = f"score {self.score.name} does not react to wrong outputs: {why}"
-        elif not caught:
-            low, high = change.drop
-            found = f"mean worse by {low:.3g} to {high:.3g}, margin {policy.accuracy_margin:.3g}, p {change.p:.1g}"
-            why = f"score {self.score.name} does not show wrong outputs as worse: {why}, {found}"
-        return record("spoilt_twin", float(wrong.mean(dtype=np.float64)), detail={"holds": caught, "why": why})
+        outcome, (low, high) = drop_outcome(change.drop, change.p, change.mirrored, policy), change.drop
+        why = f"{change.worse} of {change.n} scores worse, {change.better} better"
+        if outcome is Outcome.REGRESSED or not change.worse + change.better:
+            return outcome, why
+        margin = f"margin {policy.accuracy_margin:.3g}, p {change.p:.1g}"
+        return outcome, f"{why}, mean worse by {low:.3g} to {high:.3g}, {margin}"
+
+    def _found_far_off(self, seen: Evaluation, right: Any, given: Tensor) -> tuple[Outcome, str]:
+        """The same of outputs that are wrong by far; INCONCLUSIVE where the score does not take them."""
+        mean = seen.logits.mean(0)
+        try:
+            wrong = self._scores(replace(seen, logits=mean + FAR_OFF * (seen.logits[given] - mean)))
+        except PluginError as problem:
+            return Outcome.INCONCLUSIVE, problem.found
+        return self._found(right, wrong)
 
     def _scores(self, seen: Evaluation) -> Any:
         """float32 [N], as they are recorded."""
         return self.score.of(seen.logits, seen.labels, seen.dense_logits).numpy().astype(np.float32)
 
 
+LEAST_CLASSES = 2
 LEAST_SPOILT = 30
+FAR_OFF = 100  # far beyond any reference, also for outputs that hardly leave their mean
+SAME = 1e-5  # of the largest score: equal but for rounding
+
+
+def _blind(right: Any, wrong: Any, again: Any, given: Tensor) -> str:
+    """Why scores [N] say nothing of the outputs, "" where they may.
+
+    Args:
+        wrong: with the outputs of the examples `given`.
+        again: as `right`, computed once more.
+    """
+    near = SAME * float(np.abs(right).max())
+    if np.array_equal(right, wrong):
+        return "does not react to wrong outputs"
+    if float(np.abs(right - again).max()) > near:
+        return "differs between calls with the same outputs"
+    return "" if float(np.abs(right[given.numpy()] - wrong).max()) > near else "looks at the outputs alone"
 
 
 def _others(count: int) -> Tensor:
@@ -184,6 +239,15 @@ def check_outputs(outputs: object, count: int, who: str) -> Tensor:
     shown = f"{outputs.dtype} of shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
     found = f"outputs {shown} for {count} example{'s' * (count > 1)}"
     raise ModelError(who, found, f"floating point, [{count}, ...]: the examples first")
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Raises `ModelError` for logits [N, C] with NaN or +inf; -inf rules a class out."""
+    bad = (logits.isnan() | logits.isposinf()).any(1)
+    if count := int(bad.sum()):
+        first = int(bad.nonzero()[0])
+        found = f"outputs NaN or infinite for {count} of {len(logits)} test examples, the first is {first}"
+        raise ModelError("classification", found, "numbers")
 
 
 def _labels(seen: Evaluation) -> Tensor:

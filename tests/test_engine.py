@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
-from pruning_bench import compress
+from pruning_bench import compress, foreign
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import Split, Tensors
 from pruning_bench.discover import discover
@@ -32,6 +33,7 @@ from pruning_bench.pruning.contract import MaskPlan, PruningTags
 from pruning_bench.pruning.masks import current_masks
 from pruning_bench.recipe import parse
 from pruning_bench.registry import STEPS, Registry
+from pruning_bench.training.contract import StepTags
 
 RECIPES = [
     "dense",
@@ -324,6 +326,86 @@ def no_plan() -> Iterator[None]:
 def test_a_method_that_returns_no_plan_is_named(block: nn.Module, train: Split) -> None:
     with pytest.raises(PluginError, match="no_plan: a plan of type dict"):
         make(block, "no_plan:0.5", train)
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A user's step that raises."""
+
+    name: ClassVar[str] = "failing"
+    tags: ClassVar[PruningTags] = PruningTags(structure="element")
+    problem: ClassVar[BaseException]
+
+    def plan(self, model: nn.Module, level: Any, context: Context) -> Any:
+        return self.fail()
+
+    def fail(self) -> Any:
+        return self.future().result()  # which raises inside of Python's own library
+
+    def future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(self.problem)
+        return future
+
+
+@dataclass(frozen=True)
+class FailingRun(Failing):
+    tags: ClassVar[Any] = StepTags()
+
+    def run(self, model: nn.Module, level: Any, plans: Any, context: Context) -> Any:
+        yield self.fail()  # only where its plans are read
+
+
+def failing(problem: BaseException, base: type = Failing, module: str = "my_methods") -> type:
+    return type("Mine", (base,), {"problem": problem, "__module__": module})
+
+
+def check_what_a_step_raises(block: nn.Module, train: Split) -> None:
+    place = Failing.fail.__code__
+    line = rf"{re.escape(place.co_filename)}:{place.co_firstlineno + 1}"
+    for base, call in ((Failing, r"plan\(\) raises {}, should be a plan"), (FailingRun, r"run\(\) raises {}, .* None")):
+        for problem, says in (
+            (KeyError("x"), "KeyError: 'x'"),
+            (ValueError("two\nlines"), "ValueError: two lines"),
+            (MemoryError(), "MemoryError"),
+            (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: CUDA out of memory."),
+        ):
+            with STEPS.temporarily("failing", failing(problem, base)):
+                with pytest.raises(PluginError, match=rf"^failing: {call.format(says)} \[{line}\]$") as caught:
+                    make(block, "failing:0.5" if base is Failing else "failing", train)
+                assert caught.value.__cause__ is problem, f"{caught.value.__cause__!r}"
+
+
+def test_what_a_users_step_raises_is_one_line_with_its_place(block: nn.Module, train: Split) -> None:
+    discover()
+    check_what_a_step_raises(block, train)
+
+
+@pytest.mark.parametrize("mutant", ["no line", "the innermost"])
+def test_what_a_users_step_raises_bites(
+    mutant: str, block: nn.Module, train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discover()
+    monkeypatch.setattr(foreign, "_is_loose", lambda file: mutant == "the innermost")
+    with pytest.raises(AssertionError):
+        check_what_a_step_raises(block, train)
+
+
+@pytest.mark.parametrize(
+    ("problem", "module"),
+    [
+        (KeyError("x"), "pruning_bench.pruning.methods.magnitude"),
+        (KeyboardInterrupt(), "my_methods"),
+        (ModelError("mine", "a", "b"), "my_methods"),
+    ],
+)
+def test_bugs_of_the_package_interrupts_and_errors_of_the_suite_stay_as_they_are(
+    problem: BaseException, module: str, block: nn.Module, train: Split
+) -> None:
+    discover()
+    with STEPS.temporarily("failing", failing(problem, module=module)), pytest.raises(type(problem)) as caught:
+        make(block, "failing:0.5", train)
+    assert caught.value is problem, f"{caught.value!r}"
 
 
 def spoilt_model(kind: str) -> nn.Module:

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("contracts", "datasets.given", *(f"{part}.contract" for part in ("datasets", "metrics", "models", "pruning"))),
     ("quantization.contract", "training.contract", "runtimes.contract"),
     ("graphs", "datasets", "metrics", "models", "pruning", "quantization", "training", "runtimes"),
-    ("discover", "engine", "artifacts", "sources", "build_entries", "build_cache", "fingerprints", "own"),
+    ("discover", "engine", "foreign", "artifacts", "sources", "build_entries", "build_cache", "fingerprints", "own"),
     ("cases",),
     ("judging",),
     ("reporting",),

@@ -273,6 +273,7 @@ def repository(model: str = "net()", data: str = DATA, score: str | None = None)
         (repository(data=DATA.replace("(x[:30],)", "(x[:30], x[:29])")), "as many rows each"),
         (repository(data=DATA.replace("y[:30]", "y[:29]")), "a tensor with 30 rows like the inputs"),
         (repository(data=DATA.replace("x[:30],), y[:30]", "x[:0],), y[:0]")), "theirs: test: 0 examples"),
+        (repository(model="nn.Linear(6, 1)"), "theirs: test: a model with 1 output (logit) an example, should be"),
         (repository(data=DATA.replace("x[30:]", "x[30:, :5]")), "of the same types and shapes"),
         (repository(data=DATA.replace("y[:30]", "None")), "theirs: test: no targets"),
         (repository(data=DATA.replace("y[:30]", "y[:30].float()")), "class numbers, torch.int64 [[]30]"),

@@ -59,18 +59,30 @@ def _examples(who: str, value: object, where: str) -> Tensors:
         kinds = ", ".join(type(x).__name__ for x in inputs) if isinstance(inputs, (tuple, list)) else ""
         found = f"inputs of type {type(inputs).__name__}{f' ({kinds})' if kinds else ''}"
         raise DataError(who, found, "a tuple of tensors, such as ((x,), y)", where)
+    for number, x in enumerate(inputs):
+        _check_strided(who, f"input {number}", x, where)
     if any(x.dim() == 0 for x in inputs) or len({len(x) for x in inputs}) != 1:
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
         raise DataError(who, f"inputs of shapes {shapes}", "as many rows each, the examples first", where)
     count = len(inputs[0])
     if count < LEAST:
         raise DataError(who, f"{count} examples", f"at least {LEAST}", where)
+    if isinstance(targets, Tensor):
+        _check_strided(who, "targets", targets, where)
     if targets is not None and (not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) != count):
         shape = f" of shape {list(targets.shape)}" if isinstance(targets, Tensor) else ""
         found = f"targets of type {type(targets).__name__}{shape}"
         raise DataError(who, found, f"None, or a tensor with {count} rows like the inputs", where)
     fixed = tuple(x.detach().cpu().contiguous() for x in inputs)
     return Tensors(fixed, None if targets is None else targets.detach().cpu().contiguous())
+
+
+def _check_strided(who: str, what: str, value: Tensor, where: str) -> None:
+    """Raises `DataError` for a tensor whose elements cannot be read one by one: sparse, nested, quantized, meta."""
+    kinds = {"on the device meta": value.is_meta, "nested": value.is_nested, "quantized": value.is_quantized}
+    kinds[f"of layout {value.layout}"] = value.layout is not torch.strided
+    if kind := next((kind for kind, found in kinds.items() if found), ""):
+        raise DataError(who, f"{what} {kind}", "a dense tensor with values", where)
 
 
 def _check_classes(name: str, targets: Tensor | None, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pruning_bench.judging.baseline import PORTABLE, TIMED
 from pruning_bench.judging.controls import CLOCKS
 from pruning_bench.judging.gate import Report
 from pruning_bench.judging.policy import SIMULATED, Policy
@@ -42,10 +43,40 @@ def headline(report: Report) -> str:
     counts = ", ".join(f"{number} {outcome.value}" for outcome, number in report.counts.items())
     broken = {v.metric for v in report.verdicts if v.outcome is Outcome.INVALID}
     why = "the machine was not fit to measure" if broken & {*CLOCKS} else "wrong outputs would not be found"
-    words = {0: "passed", 1: "FAILED", 6: f"INVALID: a control failed, {why}"}
+    compared, unknown = _cases(report)
+    passed = "nothing compared" if unknown and not compared else "passed"
+    words = {0: passed, 1: "FAILED", 6: f"INVALID: a control failed, {why}"}
     open_ = sum(v.suspect for v in report.verdicts)
     hits = f", {open_} suspected slow-downs not confirmed in fresh processes" if open_ else ""
     return f"{words[report.exit_status]}: {counts or 'nothing to judge'}{hits}"
+
+
+def _cases(report: Report) -> tuple[set[str], set[str]]:
+    """The cases of which something was compared with a baseline, and those of which nothing was."""
+    measured = [v for v in report.verdicts if v.rule in PORTABLE + TIMED]
+    compared = {v.case_id for v in measured if v.fails or v.outcome not in (Outcome.NEW, Outcome.INCOMPARABLE)}
+    return compared, {v.case_id for v in measured} - compared
+
+
+def without_baseline(report: Report) -> list[str]:
+    """One line that says of how many cases nothing is judged; none where something is of each."""
+    compared, unknown = _cases(report)
+    total = len(compared) + len(unknown)
+    return [f"{len(unknown)} of {total} cases have no baseline: nothing of them is judged"] if unknown else []
+
+
+def how_to_accept(run: Run, report: Report) -> list[str]:
+    """One line that says what is NEW, and by which command it becomes a baseline; none where nothing is."""
+    new = len({v.case_id for v in report.verdicts if v.rule in PORTABLE and v.outcome is Outcome.NEW})
+    found = [f"{new} cases have NEW portable metrics"] if new else []
+    if report.new_times:
+        found.append(f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine")
+    if not found:
+        return []
+    scope = "" if len(found) == 2 else "--portable " if new else "--times "
+    caution = "; what fails stays out with --only CASE" if report.failing else ""
+    command = f'pruning-bench accept {run.id} {scope}--reason "..."'
+    return [f"{', '.join(found)}; to compare from now on: {command}{caution}"]
 
 
 def false_alarms(report: Report) -> str:
@@ -60,19 +91,17 @@ def false_alarms(report: Report) -> str:
 
 def preamble(run: Run, report: Report, rows: Sequence[Row]) -> list[str]:
     """The lines above the tables."""
-    lines = [headline(report), f"run {run.id}, profile {run.profile}"]
+    lines = [headline(report), *without_baseline(report), f"run {run.id}, profile {run.profile}"]
     lines.append("on " + ", ".join(f"{name} {value}" for name, value in sorted(run.environment.must_match.items())))
     if any(v.rule in ("speed", "paired") and v.p is not None for v in report.verdicts):
         lines.append(false_alarms(report))
     if any(v.rule == "speed" for v in report.verdicts) and not any(v.rule == "control" for v in report.verdicts):
         lines.append("no control was measured: nothing shows that the machine was fit; a dense case brings them")
+    remarks = {str(m.detail["remark"]): m.case_id for m in reversed(run.measurements) if "remark" in m.detail}
+    lines += [f"{remark} [{case_id}]" for remark, case_id in reversed(remarks.items())]
     if not_reached := sum(case.state == "not_run" for case in run.cases):
         lines.append(f"stopped early: {not_reached} cases that were selected were not reached, nothing is said of them")
-    if report.new_times:
-        lines.append(
-            f"{report.new_times} timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
-            f'pruning-bench accept {run.id} --times --reason "..."'
-        )
+    lines += how_to_accept(run, report)
     if any(row.speedup is not None for row in rows):
         sure = text.percent(report.policy.confidence, 0)
         lines.append(f"speed-up: time of the dense model on the same runtime / time, with its {sure} interval")

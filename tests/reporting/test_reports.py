@@ -23,7 +23,7 @@ from pruning_bench.reporting.as_json import to_json
 from pruning_bench.reporting.junit import to_junit
 from pruning_bench.reporting.markdown import to_markdown
 from pruning_bench.reporting.rows import Row, name_only, paper_claim, rows_of
-from pruning_bench.reporting.tables import case_tables, headline, preamble, verdict_tables
+from pruning_bench.reporting.tables import case_tables, headline, how_to_accept, preamble, verdict_tables
 from pruning_bench.reporting.terminal import to_terminal
 
 HERE = Environment({"cpu": "Some CPU", "cores": "2", "torch": "2.14.1", "onnxruntime": "1.22.0", "threads": "1"})
@@ -365,15 +365,63 @@ def test_headline_tells_the_verdict():
     assert headline(judge_run(make_run([], []), Baseline())) == "passed: nothing to judge"
 
 
+ACCEPT = "to compare from now on: pruning-bench accept 20260101-000000-ci"
+PORTABLE_ONLY = accept(Baseline(), WHOLE, reason="first", scope="portable")
+TIMES_ONLY = replace(BASELINE, portable={})
+
+
 def check_new_machine_hint(preamble):
-    report = judge_run(WHOLE, Baseline())
-    [hint] = [line for line in preamble(WHOLE, report, rows_of(WHOLE, report)) if "accept" in line]
-    assert hint == (
-        "6 timed cases are NEW or INCOMPARABLE on this machine; to compare from now on: "
-        'pruning-bench accept 20260101-000000-ci --times --reason "..."'
-    ), hint
+    for baseline, expected in (
+        (Baseline(), "6 cases have NEW portable metrics, 6 timed cases are NEW or INCOMPARABLE on this machine; {} "),
+        (PORTABLE_ONLY, "6 timed cases are NEW or INCOMPARABLE on this machine; {} --times "),
+        (TIMES_ONLY, "6 cases have NEW portable metrics; {} --portable "),
+    ):
+        report = judge_run(WHOLE, baseline)
+        [hint] = [line for line in preamble(WHOLE, report, rows_of(WHOLE, report)) if "accept" in line]
+        assert hint == expected.format(ACCEPT) + '--reason "..."', hint
     known = judge_run(WHOLE, BASELINE)
     assert not any("accept" in line for line in preamble(WHOLE, known, ())), "a hint without need"
+
+
+def test_a_hint_of_a_failing_run_says_how_failures_stay_out():
+    failing = make_run([m for c in CASES for m in measured(c, lost=50 if c == CASES[0] else 0)])
+    [hint] = how_to_accept(failing, judge_run(failing, PORTABLE_ONLY))
+    assert hint.endswith("; what fails stays out with --only CASE"), hint
+
+
+def some_known(count):
+    """A baseline of so many of the cases."""
+    kept = {key: line for key, line in PORTABLE_ONLY.portable.items() if line.case_id in CASES[:count]}
+    return replace(PORTABLE_ONLY, portable=kept)
+
+
+def check_what_has_no_baseline(render):
+    for known, says in ((0, "6 of 6"), (2, "4 of 6")):
+        first, second, *_ = render(WHOLE, judge_run(WHOLE, some_known(known)), ())
+        assert first.startswith("passed: ") == bool(known), f"{known} known: {first}"
+        assert f"{says} cases have no baseline: nothing of them is judged" in second, f"{known} known: {second}"
+    for baseline in (BASELINE, PORTABLE_ONLY):
+        lines = render(WHOLE, judge_run(WHOLE, baseline), ())
+        assert not any("no baseline" in line for line in lines), f"{lines}"
+
+
+def markdown_lines(*given):
+    return [line for line in to_markdown(*given).replace("**", "").splitlines() if line]
+
+
+@pytest.mark.parametrize("render", [preamble, markdown_lines, lambda *a: to_terminal(*a).splitlines()])
+def test_what_has_no_baseline_is_told_below_the_headline(render):
+    check_what_has_no_baseline(render)
+
+
+def test_what_has_no_baseline_bites():
+    for mutant in (
+        lambda run, report, rows: [line for line in preamble(run, report, rows) if "no baseline" not in line],
+        lambda run, report, rows: ["passed: 42 NEW", *preamble(run, report, rows)[1:]],
+        lambda run, report, rows: preamble(run, judge_run(run, some_known(2)), rows),
+    ):
+        with pytest.raises(AssertionError):
+            check_what_has_no_baseline(mutant)
 
 
 def test_new_machine_hint():
@@ -390,6 +438,17 @@ def test_new_machine_hint():
 def test_new_machine_hint_bites(mutant):
     with pytest.raises((AssertionError, ValueError)):
         check_new_machine_hint(mutant)
+
+
+def test_what_no_control_could_show_is_remarked_once():
+    remarks = [
+        Measurement(c, "spoilt_twin", 0.5, "1", "neither", "shown", detail={"remark": "nothing shows it"})
+        for c in CASES[:2]
+    ]
+    run = make_run([*WHOLE.measurements, *remarks])
+    found = [line for line in preamble(run, judge_run(run, BASELINE), ()) if "nothing shows" in line]
+    assert found == [f"nothing shows it [{CASES[0]}]"], f"{found}"
+    assert judge_run(run, BASELINE).exit_status == 0, "a remark is no verdict"
 
 
 def test_the_false_alarm_rate_says_what_was_simulated_and_no_more():
