@@ -14,6 +14,7 @@ from pruning_bench import workbench
 from pruning_bench.cases import Case
 from pruning_bench.datasets.contract import Dataset, Tensors
 from pruning_bench.metrics import cost
+from pruning_bench.models import running
 from pruning_bench.models.contract import fresh
 from pruning_bench.pruning import gradients, timing
 from pruning_bench.pruning.methods import synflow
@@ -49,8 +50,8 @@ def gradients_of(x: Tensor) -> None:
 
 RUNS: dict[str, tuple[ModuleType, Callable[[Tensor], object]]] = {
     "cost": (cost, lambda x: cost.count_cost(InPlace(), (x,))),
-    "gradients": (gradients, gradients_of),
-    "synaptic flow": (synflow, lambda x: synflow.synaptic_flow(InPlace().double(), (x,), ["layer.weight"])),
+    "gradients": (running, gradients_of),
+    "synaptic flow": (running, lambda x: synflow.synaptic_flow(InPlace().double(), (x,), ["layer.weight"])),
     "outputs": (workbench, lambda x: bench_of(x)._run(torch.inference_mode()(InPlace()), CASE, 1, 1)),
     "an example of a case": (workbench, lambda x: InPlace()(*bench_of(x).example_inputs(CASE))),
     "a time": (timing, lambda x: timing.relative_time(InPlace(), InPlace(), (x,), 2.0)),
@@ -81,7 +82,7 @@ def test_a_run_on_the_examples_themselves_is_caught(kind: str, monkeypatch: pyte
         monkeypatch.setattr(timing, "bound_call", lambda model, inputs, device, in_place: lambda: model(*inputs))
     else:
         monkeypatch.setattr(module, "fresh", tuple)
-    with pytest.raises(AssertionError, match=f"{kind}: the examples are"), torch.no_grad():
+    with pytest.raises(AssertionError, match=f"{kind}: the examples are"):
         check(kind)
 
 

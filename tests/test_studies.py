@@ -160,10 +160,11 @@ def test_top1_is_that_of_the_selection_images() -> None:
 def test_images_that_did_not_calibrate(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
-    def watch(dense: nn.Module, recipe: str, **options: Any) -> None:
+    def watch(count: int, dense: nn.Module, recipe: str, **options: Any) -> list[None]:
         seen.extend(batch for (batch,) in options["calibration"])
+        return [None]
 
-    monkeypatch.setattr("pruning_bench.workbench.compress", watch)
+    monkeypatch.setattr("pruning_bench.workbench.last_stages", watch)
     here = tiny_lab(data=made_up(600))
     compress_with(tiny_model(), "gptq:w4", here.data, seed=3)
     used = {tuple(image.flatten().tolist()) for image in torch.cat(seen)}
