@@ -15,7 +15,8 @@ from pruning_bench.registry import MODELS, RUNTIMES, STEPS
 COMBINED = "l1_filter:0.5+finetune:2+static:w8a8"
 CASTS = ("cast:bf16", "cast:fp16")  # ten times slower and more where the processor must emulate the type
 FAMILIES = ("dense", "magnitude:0.9", "l1_filter:0.5", "static:w8a8", COMBINED)
-EVERY_FAMILY = (*FAMILIES, "random:0.9", "l1_filter:0.5+bn_recalibrate:8", "dynamic:w8a8")
+ACCURACY = ("random:0.9", "l1_filter:0.5+bn_recalibrate:8")  # as fast as magnitude:0.9 and l1_filter:0.5 anywhere
+EVERY_FAMILY = (*FAMILIES, *ACCURACY, "dynamic:w8a8")
 SEEDED = "onnxruntime"
 RANDOM = "random"  # the data set of models that have no data of their own: noise, for shapes and times
 _ID = re.compile(
@@ -91,6 +92,7 @@ class Profile:
     Args:
         recipes: recipe texts that belong to no single method; the methods' own `examples` are added if `examples`.
         further: recipes that the optional runtimes and all but the first thread count are run with; None: all of them.
+        once: recipes whose accuracy is all that is new about them: one runtime is enough, that of the seeds.
         leaves_out: models that there is no time for, unless they are asked for by name.
         decide: times that one process cannot decide are measured again in fresh ones, not only suspected slow-downs.
         optional: runtimes that few have, or that take long to build, belong to it too.
@@ -104,6 +106,7 @@ class Profile:
     threads: tuple[int, ...] = (1,)
     seeds: int = 1
     further: tuple[str, ...] | None = None
+    once: tuple[str, ...] = ()
     leaves_out: tuple[str, ...] = ()
     decide: bool = False
     optional: bool = False
@@ -111,7 +114,15 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", leaves_out=("lenet5", "mobilenet_v2", "vit_tiny")),
-    "ci": Profile("ci", EVERY_FAMILY, threads=(1, 2), seeds=5, further=("dense", "static:w8a8"), optional=True),
+    "ci": Profile(
+        "ci",
+        EVERY_FAMILY,
+        threads=(1, 2),
+        seeds=5,
+        further=("dense", "static:w8a8"),
+        once=ACCURACY,
+        optional=True,
+    ),
     "nightly": Profile(
         "nightly",
         (*FAMILIES, *CASTS),
@@ -136,7 +147,7 @@ def own_profile(name: str, recipes: Sequence[str] = ()) -> Profile:
         ('dense', 'magnitude:0.7')
     """
     chosen = tuple(dict.fromkeys(("dense", *(recipes or OWN))))
-    return replace(profile(name), recipes=chosen, examples=False, further=None)
+    return replace(profile(name), recipes=chosen, examples=False, further=None, once=())
 
 
 def profile(name: str) -> Profile:
@@ -195,7 +206,7 @@ def grid(
 
     Args:
         models: (model, data set) pairs.
-        recipes, runtimes, threads: instead of the profile's, and not limited by its `further`.
+        recipes, runtimes, threads: instead of the profile's, and not limited by its `further` and `once`.
     """
     texts = recipes_of(chosen) if recipes is None else tuple(dict.fromkeys(str(grammar.parse(t)) for t in recipes))
     asked = recipes is not None
@@ -205,7 +216,8 @@ def grid(
     cases: dict[Case, None] = {}
     for model, dataset in models:
         for text in [text for text in texts if asked or _suits(text, model)]:
-            for name in names:
+            once = recipes is runtimes is threads is None and text in chosen.once
+            for name in (seeded,) if once else names:
                 for count in counts:
                     case = Case(model, dataset, text, name, device, count)
                     optional = runtimes is None and getattr(RUNTIMES[name], "optional", False)

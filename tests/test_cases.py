@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_bench.cases import EVERY_FAMILY, PROFILES, Case, grid, own_profile, parse_id, profile, recipes_of
+from pruning_bench.cases import EVERY_FAMILY, PROFILES, SEEDED, Case, grid, own_profile, parse_id, profile, recipes_of
 from pruning_bench.discover import discover
 from pruning_bench.errors import PruningBenchError, UnknownNameError
 from pruning_bench.registry import RUNTIMES
@@ -121,7 +121,10 @@ def test_every_recipe_runtime_and_thread_count_is_run_and_not_all_of_their_produ
     cases = [case for case in grid(chosen, pair) if case.seed == 0]
     assert {case.recipe for case in cases} == set(recipes_of(chosen)), "a recipe is missing"
     plain = {(case.recipe, case.runtime) for case in cases if case.threads == 1}
-    everywhere = {name for name in RUNTIMES if all((recipe, name) in plain for recipe in recipes_of(chosen))}
+    often = [recipe for recipe in recipes_of(chosen) if recipe not in chosen.once]
+    everywhere = {name for name in RUNTIMES if all((recipe, name) in plain for recipe in often)}
+    once = {recipe: [case.runtime for case in cases if case.recipe == recipe] for recipe in chosen.once}
+    assert all(found == [SEEDED] for found in once.values()), f"{once}"
     assert everywhere == {"eager", "onnxruntime"}, f"every recipe runs on {everywhere}"
     further = set(chosen.further or ())
     assert {"dense", "static:w8a8"} <= further
