@@ -212,11 +212,12 @@ def grid(
     asked = recipes is not None
     names = runtimes_of(chosen) if runtimes is None else tuple(runtimes)
     counts = tuple(threads or chosen.threads)
+    of_profile = all(choice is None for choice in (recipes, runtimes, threads))
     seeded = SEEDED if SEEDED in names else names[0]
     cases: dict[Case, None] = {}
     for model, dataset in models:
         for text in [text for text in texts if asked or _suits(text, model)]:
-            once = recipes is runtimes is threads is None and text in chosen.once
+            once = of_profile and text in chosen.once
             for name in (seeded,) if once else names:
                 for count in counts:
                     case = Case(model, dataset, text, name, device, count)
