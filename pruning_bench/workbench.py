@@ -93,19 +93,25 @@ class Workbench:
         key = ("session", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device, case.threads)
         return self._once(key, lambda: self._build(case))
 
-    def logits(self, case: Case) -> Tensor:
-        """float32 [N, ...]: what the session that is timed gives on the test examples; [N, classes] of a classifier."""
+    def logits(self, case: Case, count: int | None = None) -> Tensor:
+        """float32 [N, ...]: what the session that is timed gives on the test examples; [N, classes] of a classifier.
+
+        Args:
+            count: of how many test examples, the first ones; None: of all.
+        """
         size = self._batch(case)
         key = ("logits", case.model, case.dataset, case.recipe, case.seed, case.runtime, case.device, size)
 
         def made() -> Tensor:
             if together := self._together(case):
-                return self._run(together, case, case.threads, cores() // case.threads)
+                return self._run(together, case, case.threads, cores() // case.threads, count=count)
             session = self.session(case)
             workers = cores() // case.threads if session.concurrent else 1
-            return self._run(session.run, case, case.threads, workers, size)
+            return self._run(session.run, case, case.threads, workers, size, count)
 
-        return self._once(key, made)
+        if count is None:
+            return self._once(key, made)
+        return self._once(key, made)[:count] if key in self._made else self._once((*key, count), made)
 
     def simulated_logits(self, case: Case, count: int | None = None) -> Tensor:
         """float32 [count, ...]: what the case's runtime should give by its listed rules, computed in eager.
@@ -118,7 +124,7 @@ class Workbench:
         rules = getattr(RUNTIMES[case.runtime], "rules", INTEGER)
         rules = rules if plan is None else relevant(rules, plan)
         if plan is None or rules == INTEGER:  # then it is what eager runs
-            return self.logits(replace(case, runtime="eager", device="cpu"))[:count]
+            return self.logits(replace(case, runtime="eager", device="cpu"), count)
         key = ("simulated", case.model, case.dataset, case.recipe, case.seed, rules, size, count)
 
         def simulated() -> Tensor:
@@ -130,7 +136,7 @@ class Workbench:
     def float_logits(self, case: Case, count: int | None = None) -> Tensor:
         """float32 [count, ...]: what the model just before quantization gives on the first test examples, or on all."""
         if len(list(grammar.parse(case.recipe).steps())) == 1:  # quantized and nothing else
-            return self.logits(case.dense)[:count]
+            return self.logits(case.dense, count)
 
         def made() -> Tensor:
             unquantized = replace(self.compressed(case), quant_plan=None)

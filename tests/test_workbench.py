@@ -58,6 +58,21 @@ def test_outputs_are_those_of_the_session_that_is_timed_and_made_once(bench: Wor
     assert [key[-1] for key in keys] == [2], f"sessions {keys}, should be the one of two threads"
 
 
+def test_no_more_examples_run_than_are_asked_for(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    outputs = bench._outputs
+    monkeypatch.setattr(bench, "_outputs", lambda run, case, rows: ran.append(rows.stop) or outputs(run, case, rows))
+    few = bench.logits(CASE, QUALITY_BATCH)
+    assert ran == [QUALITY_BATCH], f"batches up to {ran}"
+    assert bench.simulated_logits(replace(CASE, runtime="onnxruntime"), QUALITY_BATCH) is few, "made again"
+    whole = bench.logits(CASE)
+    assert len(whole) == COUNT, f"{len(whole)} examples, should be all"
+    assert torch.equal(whole[:QUALITY_BATCH], few), "of a part other outputs"
+    ran.clear()
+    assert torch.equal(bench.logits(CASE, 7), whole[:7]), "not the first ones"
+    assert not ran, f"{ran}: all of them were there"
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_dynamic_ranges_are_those_of_the_batch_that_is_timed(bench: Workbench, batch: int) -> None:
     """Mutant: a larger batch, whose one range is coarser and depends on what else is in it.
