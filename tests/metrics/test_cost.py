@@ -316,12 +316,12 @@ REFUSED: dict[str, Written] = {
     "distances": lambda x, w: torch.cdist(x, w.T),
     "distances to many": lambda x, w: torch.cdist(x, w.T.repeat(9, 1)),
     "distances of activations": lambda x, w: torch.cdist(x, x),
-    "of another library": lambda x, w: torch.ops.pruning_bench_tests.dot(x, w[:, 1]),
+    "of another library": lambda x, w: torch.ops.made_up.dot(x, w[:, 1]),
     "cross": lambda x, w: torch.linalg.cross(x[:, :3].expand(4, 3), w[:3].T),
 }
 
 
-@torch.library.custom_op("pruning_bench_tests::dot", mutates_args=())
+@torch.library.custom_op("made_up::dot", mutates_args=())
 def dot(x: Tensor, w: Tensor) -> Tensor:
     return x @ w
 
