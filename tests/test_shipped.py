@@ -63,7 +63,8 @@ def test_int8_is_what_its_simulation_says(model: str, dataset: str, runtime: str
     detail = kernel_detail(bench().session(case).kernels, bench().compressed(case).quant_plan)
     assert detail["quantized_layers"] > 0, "no layer was quantized"
     floats = detail["float_fallbacks"]
-    allowed = clips(runtime) and len(floats) < detail["quantized_layers"]
+    chooses = clips(runtime) or runtime == "openvino"  # which runs small linear layers in float on some processors
+    allowed = chooses and len(floats) < detail["quantized_layers"]
     assert not floats or allowed, f"{floats} ran in float: {detail['kernels']}"
     lost = top1(dense, labels) - top1(made, labels)
     assert lost <= MOST_LOST, f"int8 loses {lost:.2%} of the images, should be at most {MOST_LOST:.1%}"
