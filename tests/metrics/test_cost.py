@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
@@ -321,7 +321,7 @@ REFUSED: dict[str, Written] = {
 }
 
 
-@torch.library.custom_op("made_up::dot", mutates_args=())
+@library.custom_op("made_up::dot", mutates_args=())
 def dot(x: Tensor, w: Tensor) -> Tensor:
     return x @ w
 
