@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,7 @@ cannot be multiplied (5x4 and 3x2)), should be inputs of the model [Linear]
         raise
     except Exception as problem:
         shapes = ", ".join(str(list(value.shape)) for value in inputs)
-        said = " ".join(f"{type(problem).__name__}: {one_line(problem)}".split())
-        found = f"inputs {shapes} that do not run ({said})"
+        found = f"inputs {shapes} that do not run ({_said(problem)})"
         raise ModelError(who, found, "inputs of the model", type(model).__name__) from problem
     if output is None:
         raise ModelError(who, "no tensor", "logits, first in what the model returns", type(model).__name__)
@@ -72,8 +72,30 @@ def logits_of(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, who
     return outputs.float()
 
 
-def check_differentiable(value: Tensor, model: nn.Module, who: str) -> None:
-    """Raises `ModelError` for a value, made with gradients on, that no parameter of the model has a part in."""
+@contextmanager
+def differentiating(value: Tensor, model: nn.Module, who: str) -> Iterator[None]:
+    """Around what computes the gradients of a value that the model gave, with gradients on.
+
+    Raises:
+        ModelError: no parameter of the model has a part in the value; autograd, or a backward of the model's own,
+            fails.
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> loss = model(torch.ones(1, 3)).sum()
+        >>> with differentiating(loss, model, "doctest"):
+        ...     loss.backward()
+        >>> model.bias.grad
+        tensor([1., 1.])
+    """
     if not value.requires_grad:
         expected = "outputs of parameters that train, by a forward without torch.no_grad() or detach()"
         raise ModelError(who, "outputs that have no gradient", expected, type(model).__name__)
+    try:
+        yield
+    except Exception as problem:
+        found = f"gradients that fail ({_said(problem)})"
+        raise ModelError(who, found, "a forward that autograd can go back through", type(model).__name__) from problem
+
+
+def _said(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {one_line(problem)}".split())

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from pruning_bench.contracts import Context
 from pruning_bench.datasets.contract import check_classes
 from pruning_bench.errors import DataError, ModelError
-from pruning_bench.models.running import check_differentiable, logits_of, placed
+from pruning_bench.models.running import differentiating, logits_of, placed
 
 if TYPE_CHECKING:
     from pruning_bench.datasets.contract import Examples
@@ -36,8 +36,8 @@ def batch_gradients(
     Returns:
         (examples, parameter name -> gradient of the parameter's shape); zeros where the loss does not depend on it.
     Raises:
-        ModelError: no training examples, a model that fails on them, no logits, a loss that is not finite or has no
-            gradient.
+        ModelError: no training examples, a model that fails on them or in backward, no logits, a loss that is not
+            finite or has no gradient.
         DataError: no class numbers, or one that is none of the model's classes.
     Example:
         >>> from pruning_bench.datasets.contract import Tensors
@@ -61,7 +61,8 @@ def batch_gradients(
         targets = drawn.targets[part].to(device)  # type: ignore[index]
         with torch.enable_grad():
             loss = _loss(work, placed(drawn.arguments(part), context.example_inputs, device), targets, who)
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            with differentiating(loss, work, who):
+                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         yield len(targets), {name: gradient.detach() for name, gradient in zip(parameters, found, strict=True)}
 
 
@@ -97,7 +98,6 @@ def _loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, who: st
     logits = logits_of(model, inputs, targets, who)
     check_classes(targets, logits.shape[1], who)
     loss = cross_entropy(logits, targets.long())
-    check_differentiable(loss, model, who)
     if not bool(torch.isfinite(loss)):
         raise ModelError(who, f"a loss of {float(loss.detach())} on training data", "finite", type(model).__name__)
     return loss

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning_bench.datasets.contract import Split
 from pruning_bench.errors import ModelError
-from pruning_bench.models.running import check_differentiable, logits_of
+from pruning_bench.models.running import differentiating, logits_of
 from pruning_bench.options import Amount, BelowOne, Checked, Count, Pixels, Positive, Range
 from pruning_bench.training.fitting import WHO, Feed
 
@@ -140,8 +140,8 @@ def train_epoch(
     Returns:
         Mean training loss in nats, label smoothing included.
     Raises:
-        ModelError: the loss is not finite or has no gradient; the model fails; its weights or statistics are not
-            finite at the end, which one batch with a finite loss is enough for.
+        ModelError: the loss is not finite or has no gradient; the model fails, forward or backward; its weights or
+            statistics are not finite at the end, which one batch with a finite loss is enough for.
     """
     device = next(model.parameters()).device
     loss_of = loss_of or cross_entropy(config)
@@ -159,8 +159,8 @@ def train_epoch(
             with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
                 logits = logits_of(model, (inputs,), labels, WHO)
             loss = loss_of(inputs, logits, labels)
-            check_differentiable(loss, model, WHO)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with differentiating(loss, model, WHO):
+                loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(chosen)
             if progress is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench.errors import DataError, ModelError, PruningBenchError
-from pruning_bench.models.running import check_differentiable, logits_of, placed, run
+from pruning_bench.models.running import differentiating, logits_of, placed, run
 
 
 class Giving(nn.Module):
@@ -78,6 +78,20 @@ def test_gradients_pass_arguments_made_in_inference_mode() -> None:
 
 def test_a_value_without_a_gradient_is_said() -> None:
     model = nn.Linear(4, 2)
-    check_differentiable(model(X).sum(), model, "who")
-    with pytest.raises(ModelError, match="who: outputs that have no gradient"):
-        check_differentiable(model(X).sum().detach(), model, "who")
+    with differentiating(loss := model(X).sum(), model, "who"):
+        loss.backward()
+    assert model.weight.grad is not None
+    for silent in (loss.detach(), X.sum()):
+        with (
+            pytest.raises(ModelError, match="who: outputs that have no gradient"),
+            differentiating(silent, model, "who"),
+        ):
+            pytest.fail("went on")
+
+
+def test_gradients_that_fail_are_one_line() -> None:
+    model = nn.Linear(4, 2)
+    loss = model(X).exp().mul_(2).sum()  # exp needs its own output to go back
+    expected = r"^who: gradients that fail \(RuntimeError: .*inplace operation.* go back through \[Linear\]$"
+    with pytest.raises(ModelError, match=expected), differentiating(loss, model, "who"):
+        loss.backward()

@@ -122,6 +122,16 @@ def test_targets_may_have_places() -> None:
     assert mean_gradients(Tokens(), context(train=train), "test")["layer.weight"].shape == (3, 4)
 
 
+class Overwriting(nn.Linear):
+    """Changes what its gradient needs."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).exp().mul_(2)
+
+
 class Silent(nn.Linear):
     """No gradient passes its forward."""
 
@@ -161,6 +171,7 @@ INPUTS = (torch.zeros(2, 4),)
         (network, Tensors(INPUTS, torch.tensor([-1, 0])), DataError, r"target -1 of example 0, should be in \[0, 3\)"),
         (network, Tensors((torch.zeros(2, 5),), torch.tensor([0, 1])), ModelError, r"inputs \[2, 5\] that do not run"),
         (Silent, Tensors(INPUTS, torch.tensor([0, 1])), ModelError, "outputs that have no gradient"),
+        (Overwriting, Tensors(INPUTS, torch.tensor([0, 1])), ModelError, r"gradients that fail \(RuntimeError: .*"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -168,9 +168,21 @@ class Silent(nn.Sequential):
             return super().forward(x)
 
 
-def test_synflow_says_that_a_model_lets_no_gradient_pass() -> None:
-    model, given = Silent(nn.Linear(4, 4), nn.Linear(4, 2)), Context((torch.zeros(2, 4),), torch.Generator())
-    with pytest.raises(ModelError, match=r"^synflow: outputs that have no gradient, .* \[Silent\]"):
+class Overwriting(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).exp().mul_(2)  # exp needs its own output to go back
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (Silent, r"outputs that have no gradient, .* \[Silent\]"),
+        (Overwriting, r"gradients that fail .* \[Overwriting\]"),
+    ],
+)
+def test_synflow_says_that_a_model_lets_no_gradient_pass(kind: type[nn.Module], found: str) -> None:
+    model, given = kind(nn.Linear(4, 4), nn.Linear(4, 2)), Context((torch.zeros(2, 4),), torch.Generator())
+    with pytest.raises(ModelError, match=f"^synflow: {found}"):
         Synflow().plan(model, 0.5, given)
 
 

@@ -46,6 +46,11 @@ class Frozen(Viewing):
             return super().forward(x)
 
 
+class Overwriting(Viewing):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).exp().mul_(2)  # exp needs its own output to go back
+
+
 class Steep(Viewing):
     """Its loss is finite, and the gradient is 0 * infinity."""
 
@@ -189,6 +194,7 @@ LARGE = Split(torch.zeros(8, 1, 10, 9, dtype=torch.uint8), torch.zeros(8).long()
         (Viewing, images(count=1), DataError, "one training example, should be at least 2"),
         (Viewing, replace(images(), labels=torch.zeros(4).long()), DataError, r"images \[32, 1, 8, 8\] with labels"),
         (Frozen, images(), ModelError, r"outputs that have no gradient, .* without torch.no_grad\(\)"),
+        (Overwriting, images(), ModelError, r"train: gradients that fail \(RuntimeError: .*inplace operation"),
         (Steep, images(), ModelError, r"non-finite values in \S+ in epoch 1, should be finite; a rate below 0.01"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning_bench.contracts import Context
 from pruning_bench.levels import sparsity_of
-from pruning_bench.models.running import check_differentiable, run
+from pruning_bench.models.running import differentiating, run
 from pruning_bench.options import Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.masks import choose_masks, prunable
@@ -76,8 +76,8 @@ def synaptic_flow(model: nn.Module, inputs: tuple[Tensor, ...], names: list[str]
     parameters = [model.get_parameter(name) for name in names]
     with torch.enable_grad():
         total = run(model, inputs, Synflow.name).sum()
-        check_differentiable(total, model, Synflow.name)
-        found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        with differentiating(total, model, Synflow.name):
+            found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
     return {name: (p.detach() * g).cpu() for name, p, g in zip(names, parameters, found, strict=True)}
 
 
