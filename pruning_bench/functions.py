@@ -43,8 +43,12 @@ def digest_code(code: CodeType) -> str:
 
 
 def digest_class(cls: type) -> str:
-    """sha256 of the name of a class and of the functions that it and its bases are written with."""
-    rows = [[name, *_codes(value)] for part in cls.__mro__ for name, value in sorted(vars(part).items())]
+    """sha256 of the name of a class and of the functions that it and its bases are written with.
+
+    Classes of torch count by name alone: `torch.compile` replaces functions of `nn.Module` when it is first used.
+    """
+    own = [part for part in cls.__mro__ if part.__module__.partition(".")[0] != "torch"]
+    rows = [[name, *_codes(value)] for part in own for name, value in sorted(vars(part).items())]
     return digest_of([[part.__qualname__ for part in cls.__mro__], [row for row in rows if len(row) > 1]])
 
 

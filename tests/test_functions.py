@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import CellType, CodeType, FunctionType
 
 import pytest
+from torch import Tensor, nn
 
 from pruning_bench.functions import digest_class, digest_code, held_by
 
@@ -103,6 +104,21 @@ def test_classes_of_one_name_differ_by_their_functions(kind: str) -> None:
     assert digest_class(one) != digest_class(other), "another function is not seen"
     derived, second = (type("Derived", (base,), {}) for base in (one, other))
     assert digest_class(derived) != digest_class(second), "a function of a base is not seen"
+
+
+class Layer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("cls", [nn.LayerNorm, Layer])
+def test_a_class_is_the_same_after_torch_has_patched_its_own(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_class(cls)
+    monkeypatch.setattr(nn.Module, "__init__", lambda self: None)  # torch.compile does, when it is first used
+    monkeypatch.setattr(nn.Module, "patched", False, raising=False)
+    assert digest_class(cls) == before, "a model that holds a class has another key once anything was compiled"
+    monkeypatch.setattr(Layer, "forward", lambda self, x: -x)
+    assert (digest_class(cls) == before) is (cls is nn.LayerNorm), "a function of a user's own is not seen"
 
 
 def test_a_function_holds_its_surroundings_and_defaults() -> None:
