@@ -45,11 +45,17 @@ def digest_code(code: CodeType) -> str:
 def digest_class(cls: type) -> str:
     """sha256 of the name of a class and of the functions that it and its bases are written with.
 
-    Classes of torch count by name alone: `torch.compile` replaces functions of `nn.Module` when it is first used.
+    Classes of torch count by module and name alone: `torch.compile` replaces functions of `nn.Module` when it is first
+    used.
     """
-    own = [part for part in cls.__mro__ if part.__module__.partition(".")[0] != "torch"]
+    own = [part for part in cls.__mro__ if not _is_torch(part)]
     rows = [[name, *_codes(value)] for part in own for name, value in sorted(vars(part).items())]
-    return digest_of([[part.__qualname__ for part in cls.__mro__], [row for row in rows if len(row) > 1]])
+    names = [f"{part.__module__}." * _is_torch(part) + part.__qualname__ for part in cls.__mro__]
+    return digest_of([names, [row for row in rows if len(row) > 1]])
+
+
+def _is_torch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def _codes(value: object) -> list[str]:

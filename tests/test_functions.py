@@ -121,6 +121,12 @@ def test_a_class_is_the_same_after_torch_has_patched_its_own(cls: type, monkeypa
     assert (digest_class(cls) == before) is (cls is nn.LayerNorm), "a function of a user's own is not seen"
 
 
+def test_classes_of_torch_that_share_a_name_differ() -> None:
+    same = type("Linear", (nn.Module,), {"__module__": "torch.ao.nn.qat", "__qualname__": "Linear"})
+    plain = type("Linear", (nn.Module,), {"__module__": "torch.nn.modules.linear", "__qualname__": "Linear"})
+    assert digest_class(same) != digest_class(plain), "torch has several classes called Linear"
+
+
 def test_a_function_holds_its_surroundings_and_defaults() -> None:
     around = 3
 

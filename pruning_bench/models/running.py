@@ -92,6 +92,8 @@ def differentiating(value: Tensor, model: nn.Module, who: str) -> Iterator[None]
         raise ModelError(who, "outputs that have no gradient", expected, type(model).__name__)
     try:
         yield
+    except PruningBenchError:
+        raise
     except Exception as problem:
         found = f"gradients that fail ({_said(problem)})"
         raise ModelError(who, found, "a forward that autograd can go back through", type(model).__name__) from problem

@@ -89,6 +89,12 @@ def test_a_value_without_a_gradient_is_said() -> None:
             pytest.fail("went on")
 
 
+def test_errors_of_our_own_pass_as_they_are() -> None:
+    model = nn.Linear(4, 2)
+    with pytest.raises(DataError, match=r"^other: "), differentiating(model(X).sum(), model, "who"):
+        raise DataError("other", "this", "that")
+
+
 def test_gradients_that_fail_are_one_line() -> None:
     model = nn.Linear(4, 2)
     loss = model(X).exp().mul_(2).sum()  # exp needs its own output to go back
