@@ -148,7 +148,7 @@ class BuildCache:
         if (served := self._read(path, lambda content: _decoded(content, order, path))) is not None:
             return served
         made = make()
-        if key_of(order) == key:  # else a source was changed meanwhile
+        if self._still(key, order):
             self._keep(path, made, key, order)
         return made
 
@@ -168,7 +168,7 @@ class BuildCache:
         if (served := self._read(path, lambda content: _decoded_bytes(content, path))) is not None:
             return served
         made = make()
-        if key_of(order) == made_from:
+        if self._still(made_from, order):
             self._write(path, encode_bytes(made, {"key": key, "name": order.name}))
         return made
 
@@ -219,6 +219,14 @@ class BuildCache:
         with suppress(OSError):  # a folder that cannot be written serves all the same
             os.utime(path)
         return served
+
+    def _still(self, key: Mapping[str, Any], order: Order) -> bool:
+        """Whether an order still has that key; where a source or a switch was changed meanwhile it warns."""
+        now = key_of(order) or {}
+        if changed := [part for part, value in key.items() if now.get(part) != value]:
+            reason = f"changed meanwhile: {', '.join(changed)}"
+            warnings.warn(f"build cache: not kept ({reason}) [{order.name}/{order.recipe}]", stacklevel=3)
+        return not changed
 
     def _keep(self, path: Path, made: Compressed, key: Mapping[str, Any], order: Order) -> None:
         about = {"key": key, "name": order.name}

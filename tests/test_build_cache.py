@@ -241,7 +241,8 @@ def test_what_changed_since_the_model_was_made_keeps_no_export(world: World) -> 
     order = world.orders[-1]
     before = build_cache.key_of(order)
     world.monkeypatch.setattr(build_cache, "package_digest", lambda: "another")
-    world.cache.serve_export(order, before, "a", lambda: b"exported")
+    with pytest.warns(UserWarning, match=r"not kept \(changed meanwhile: package\) \[\S+/dense\]"):
+        world.cache.serve_export(order, before, "a", lambda: b"exported")
     assert not world.files, f"kept as made from what is there now: {world.files}"
 
 
@@ -444,7 +445,8 @@ def test_a_checkpoint_is_told_by_what_was_loaded(world: World) -> None:
 def test_a_source_that_changes_while_a_model_is_made_keeps_nothing(world: World) -> None:
     digests = iter(["before", "before", "after"])
     world.monkeypatch.setattr(build_cache, "package_digest", lambda: next(digests))
-    world.compressed()
+    with pytest.warns(UserWarning, match=r"not kept \(changed meanwhile: package\) \[net-dots/steady:1\]"):
+        world.compressed()
     assert not world.files, world.files
 
 
