@@ -2,7 +2,7 @@
 
 A weight [outputs, inputs, ...] is seen as one matrix [outputs, columns], or `groups` of them below each other in a
 grouped convolution; its columns are its own elements in their order, and what it is multiplied with are the unfolded
-patches of its input.
+patches of its input. The weight of a transposed convolution is seen with its inputs second (`patterns.inputs_second`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning_bench.errors import ModelError, one_line
+from pruning_bench.pruning.masks import transposed
 
 See = Callable[[str, Tensor], None]
 _ATEN = torch.ops.aten
@@ -38,7 +39,8 @@ def watch_inputs(
             layer or a convolution.
     """
     work = copy.deepcopy(model).eval()
-    watch = _Watch({_storage(work.get_parameter(name)): (name, work.get_parameter(name)) for name in names}, see, who)
+    weights = {_storage(work.get_parameter(name)): (name, work.get_parameter(name)) for name in names}
+    watch = _Watch(weights, transposed(work), see, who)
     device = next((p.device for p in work.parameters()), torch.device("cpu"))
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -58,16 +60,16 @@ def watch_inputs(
 
 def watch_call(call: Callable[[], object], name: str, weight: Tensor, see: See, who: str) -> None:
     """Makes one call and shows `see(name, patches)` what the weight is multiplied with in it; see `watch_inputs`."""
-    with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, see, who):
+    with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, (), see, who):
         call()
 
 
 class _Watch(TorchDispatchMode):
     """Shows the inputs of watched weights, whatever module or function multiplies them."""
 
-    def __init__(self, weights: dict[int, tuple[str, Tensor]], see: See, who: str) -> None:
+    def __init__(self, weights: dict[int, tuple[str, Tensor]], turned: Collection[str], see: See, who: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.weights, self.see, self.who = weights, see, who
+        self.weights, self.turned, self.see, self.who = weights, turned, see, who
         self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -81,9 +83,15 @@ class _Watch(TorchDispatchMode):
                 self._show(name, rows[None])
         elif func is _ATEN.convolution.default and (found := self.weights.get(_storage(args[1]))):
             name, weight = found
-            if args[6]:
-                raise ModelError(self.who, "a transposed convolution", "linear layers and plain convolutions", name)
-            for patches in unfold(args[0], weight, args[3], args[4], args[5], args[8]):
+            images, _, _, stride, padding, dilation, turned, more, groups = args
+            if turned != (name in self.turned):
+                found = "a weight of plain and of transposed convolutions"
+                raise ModelError(self.who, found, "one whose inputs are the same columns everywhere", name)
+            if turned:
+                parts = unfold_transposed(images, weight, stride, padding, dilation, more, groups)
+            else:
+                parts = unfold(images, weight, stride, padding, dilation, groups)
+            for patches in parts:
                 self._show(name, patches)
         return func(*args, **(kwargs or {}))
 
@@ -118,6 +126,39 @@ def unfold(
         count, channels = part.shape[:2]  # [N, C, ...places, ...kernel]
         part = part.reshape(count, groups, channels // groups, -1, kernel.numel())
         yield part.permute(1, 0, 3, 2, 4).reshape(groups, -1, channels // groups * kernel.numel())
+
+
+def unfold_transposed(
+    images: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    more: Sequence[int],
+    groups: int,
+) -> Iterator[Tensor]:
+    """The patches that a transposed convolution multiplies its weight with, seen with its inputs second.
+
+    It is a plain convolution of the images with stride - 1 zeros between their elements, the kernel turned round.
+
+    Args:
+        images: [N, C, ...].
+        weight: [C, outputs / groups, ...kernel].
+        more: places that the output has besides, at its ends.
+    Returns:
+        [groups, n, C / groups * kernel elements] each.
+    Example:
+        >>> [patches] = unfold_transposed(torch.tensor([[[5.0, 7.0]]]), torch.ones(1, 1, 2), [2], [0], [1], [0], 1)
+        >>> patches.tolist()
+        [[[5.0, 0.0], [0.0, 5.0], [7.0, 0.0], [0.0, 7.0]]]
+    """
+    kernel, places = weight.shape[2:], images.shape[2:]
+    reached = [(size - 1) * step + 1 for size, step in zip(places, stride, strict=True)]
+    apart = images.new_zeros(*images.shape[:2], *(size + behind for size, behind in zip(reached, more, strict=True)))
+    apart[(..., *(slice(0, size, step) for size, step in zip(reached, stride, strict=True)))] = images
+    edges = [step * (size - 1) - less for size, step, less in zip(kernel, dilation, padding, strict=True)]
+    for patches in unfold(apart, weight, [1] * len(kernel), edges, dilation, groups):
+        yield patches.unflatten(2, (-1, kernel.numel())).flip(3).flatten(2)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -71,38 +71,42 @@ def _along_inputs(
     transposed: Mapping[str, int],
 ) -> MaskPlan:
     """N of M or blocks, every weight seen with its inputs second."""
-
-    def turned(name: str, values: Tensor) -> Tensor:
-        return inputs_second(values, transposed[name]) if name in transposed else values
-
     like = scores.like if isinstance(scores, LazyScores) else scores
-    seen = LazyScores(like, lambda name: turned(name, scores[name]))
-    left = {name: turned(name, mask) for name, mask in earlier.items()}
+    seen = LazyScores(like, lambda name: inputs_second(scores[name], transposed.get(name)))
+    left = {name: inputs_second(mask, transposed.get(name)) for name, mask in earlier.items()}
     if block > 1:
         plan = _block_plan(seen, level, scope, left, block)
     else:
         assert isinstance(level, NofM)
         plan = n_of_m_plan(seen, level, left)
-    masks = {n: inputs_first(mask, transposed[n]) if n in transposed else mask for n, mask in plan.masks.items()}
+    return as_stored(plan, transposed)
+
+
+def as_stored(plan: MaskPlan, transposed: Mapping[str, int]) -> MaskPlan:
+    """A plan whose masks were made for weights seen with their inputs second, for the weights as they are."""
+    masks = {name: inputs_first(mask, transposed.get(name)) for name, mask in plan.masks.items()}
     return MaskPlan(masks, untouched=plan.untouched)
 
 
-def inputs_second(weight: Tensor, groups: int) -> Tensor:
+def inputs_second(weight: Tensor, groups: int | None) -> Tensor:
     """The weight of a transposed convolution as that of a plain one that multiplies the same inputs.
 
     Args:
         weight: [inputs, outputs / groups, ...kernel].
+        groups: None: it is of another layer, and returned as it is.
     Returns:
         [outputs, inputs / groups, ...kernel].
     Example:
         >>> inputs_second(torch.tensor([[1, 2, 3], [4, 5, 6]]), 1).tolist()
         [[1, 4], [2, 5], [3, 6]]
     """
+    if groups is None:
+        return weight
     parted = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
     return parted.reshape(groups * weight.shape[1], weight.shape[0] // groups, *weight.shape[2:])
 
 
-def inputs_first(weight: Tensor, groups: int) -> Tensor:
+def inputs_first(weight: Tensor, groups: int | None) -> Tensor:
     """The way back from `inputs_second`; it is the same exchange."""
     return inputs_second(weight, groups).contiguous()
 

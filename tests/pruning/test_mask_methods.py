@@ -22,6 +22,7 @@ from pruning_bench.pruning.methods import synflow
 from pruning_bench.pruning.methods.lamp import Lamp, lamp_scores
 from pruning_bench.pruning.methods.magnitude import Magnitude
 from pruning_bench.pruning.methods.snip import Snip
+from pruning_bench.pruning.methods.sparsegpt import SparseGPT
 from pruning_bench.pruning.methods.synflow import Synflow
 from pruning_bench.pruning.methods.wanda import Wanda
 
@@ -213,6 +214,10 @@ CONVOLUTIONS = [
     nn.Conv2d(4, 4, 3, groups=4, padding=(2, 0)),
     nn.Conv1d(4, 2, 3, stride=2, padding=1),
     nn.Conv3d(4, 2, 2, padding=1),
+    nn.ConvTranspose1d(4, 6, 3, stride=3, padding=2, output_padding=1, groups=2),
+    nn.ConvTranspose2d(4, 6, (3, 2), stride=(1, 2), padding=(0, 1), dilation=(2, 1), groups=2),
+    nn.ConvTranspose2d(4, 4, (2, 3), stride=3, padding=(3, 0), output_padding=(0, 2), groups=4),
+    nn.ConvTranspose3d(4, 2, 2, stride=2),
 ]
 
 
@@ -225,7 +230,8 @@ def patches_law(layer: nn.Module, spoil: Callable[[Tensor], Tensor] = lambda pat
         expected = (layer(images) - layer.bias.view(-1, *(1,) * dims)).flatten(2)
     watch_inputs(nn.Sequential(layer), [(images,)], ["0.weight"], lambda _, patches: seen.append(patches), "test")
     patches = spoil(torch.cat(seen, 1))
-    weight = layer.weight.detach().reshape(layer.groups, -1, patches.shape[2])
+    weight = patterns.inputs_second(layer.weight.detach(), layer.groups if layer.transposed else None)
+    weight = weight.reshape(layer.groups, -1, patches.shape[2])
     product = torch.einsum("gnc,goc->gon", patches, weight).reshape(layer.out_channels, 3, -1).transpose(0, 1)
     error = float((product - expected).abs().max())
     assert error < 1e-5, f"patches times the weight are off by {error}"
@@ -236,10 +242,11 @@ def test_unfolded_patches_times_the_weight_are_the_convolution(layer: nn.Module)
     patches_law(layer)
 
 
+@pytest.mark.parametrize("layer", [CONVOLUTIONS[1], nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)], ids=str)
 @pytest.mark.parametrize("dim", [0, 1, 2], ids=["groups", "places", "columns"])
-def test_the_law_of_patches_rejects_a_wrong_order_of(dim: int) -> None:
+def test_the_law_of_patches_rejects_a_wrong_order_of(dim: int, layer: nn.Module) -> None:
     with pytest.raises(AssertionError, match="off by"):
-        patches_law(CONVOLUTIONS[1], lambda patches: patches.flip(dim))
+        patches_law(layer, lambda patches: patches.flip(dim))
 
 
 def test_patches_are_made_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,14 +315,36 @@ def test_wanda_compares_within_rows_by_weight_times_norm() -> None:
         assert other.plan(model, 0.5, context).masks["0.weight"].tolist() != found, f"{other} does the same"
 
 
-def test_wanda_needs_calibration_and_plain_layers() -> None:
-    model = nn.Sequential(nn.ConvTranspose1d(1, 2, 3), nn.Flatten(), nn.Linear(10, 2))
-    inputs = (torch.zeros(2, 1, 3),)
+def test_wanda_needs_calibration() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    inputs = (torch.zeros(2, 3),)
     for calibration in (None, []):
         with pytest.raises(ModelError, match=r"^wanda: no calibration data"):
             Wanda().plan(model, 0.5, Context(inputs, torch.Generator(), calibration))
-    with pytest.raises(ModelError, match=r"^wanda: a transposed convolution.*\[0.weight\]"):
-        Wanda().plan(model, 0.5, Context(inputs, torch.Generator(), [inputs]))
+
+
+class Tied(nn.Module):
+    """One weight, of a convolution and of a transposed one."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        layers = {"down": nn.Conv1d(4, 4, 3), "up": nn.ConvTranspose1d(4, 4, 3)}
+        layers["up"].weight = layers["down"].weight
+        for name in sorted(layers, key=lambda name: name != first):
+            self.add_module(name, layers[name])
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.up(self.down(inputs)))
+        return logits
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()])
+@pytest.mark.parametrize("first", ["down", "up"])
+def test_a_weight_whose_inputs_are_rows_here_and_columns_there_is_refused_by_name(first: str, method: Any) -> None:
+    images = (torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)),)
+    with pytest.raises(ModelError, match=rf"^{method.name}: a weight of plain and of transposed.*\[{first}.weight\]"):
+        method.plan(Tied(first), 0.5, Context(images, torch.Generator(), [images]))
 
 
 # Rows, N of M, ERK
@@ -402,20 +431,57 @@ def test_a_transposed_weight_with_its_inputs_second_is_that_of_a_plain_convoluti
     assert torch.equal(patterns.inputs_first(plain, groups), weight), "the way back leads elsewhere"
 
 
+METHODS_ALONG_INPUTS = [Magnitude(), Snip(), Wanda(), SparseGPT()]
+
+
 def check_inputs_of_transposed_convolutions(method: Any) -> None:
     model = nn.Sequential(nn.ConvTranspose2d(16, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
     images = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0))
-    context = Context((images,), torch.Generator(), None, Tensors((images,), torch.zeros(2, 2, 2).long()))
+    context = Context((images,), torch.Generator(), [(images,)], Tensors((images,), torch.zeros(2, 4, 4).long()))
     mask = method.plan(model, "2of4", context).masks["0.weight"]
     groups = mask.view(2, 2, 4, 3, 2, 2).sum(2)  # 8 inputs a group, 4 of them in a row
     assert groups.eq(2).all(), f"of 4 inputs in a row {groups.unique().tolist()} stay"
 
 
-def test_n_of_m_runs_along_the_inputs_of_transposed_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_inputs_of_transposed_convolutions(Magnitude())
-    monkeypatch.setattr("pruning_bench.pruning.methods.magnitude.transposed", lambda model: {})  # the mutant
-    with pytest.raises((AssertionError, ModelError)):
-        check_inputs_of_transposed_convolutions(Magnitude())
+@pytest.mark.parametrize("method", METHODS_ALONG_INPUTS)
+def test_n_of_m_runs_along_the_inputs_of_transposed_convolutions(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_inputs_of_transposed_convolutions(method)
+    monkeypatch.setattr(f"{type(method).__module__}.transposed", lambda model: {})  # the mutant
+    with pytest.raises((AssertionError, ModelError, RuntimeError)):
+        check_inputs_of_transposed_convolutions(method)
+
+
+class Apart(nn.Module):
+    """The zeros that a transposed convolution of this stride puts between its inputs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        spread = images.new_zeros(*images.shape[:2], 2 * images.shape[2] - 1)
+        spread[..., ::2] = images
+        return spread
+
+
+@pytest.mark.parametrize("level", [0.5, "2of4"])
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()])
+def test_a_transposed_convolution_is_pruned_as_the_plain_one_that_it_is(method: Any, level: Any) -> None:
+    torch.manual_seed(0)
+    turned, plain = nn.ConvTranspose1d(8, 6, 1, stride=2, groups=2), nn.Conv1d(8, 6, 1, groups=2)
+    plain.weight.data = patterns.inputs_second(turned.weight.data, 2)
+    plain.bias.data = turned.bias.data.clone()
+    last = nn.Conv1d(6, 2, 1)
+    images = (torch.randn(4, 8, 5),)
+    earlier = torch.rand(6, 4, 1) > (0.2 if level == 0.5 else -1)
+    plans = [
+        method.plan(nn.Sequential(layer, last), level, Context(images, torch.Generator(), [images], earlier=masks))
+        for layer, masks in (
+            (turned, {"0.weight": patterns.inputs_first(earlier, 2)}),
+            (nn.Sequential(Apart(), plain), {"0.1.weight": earlier}),
+        )
+    ]
+    found = patterns.inputs_second(plans[0].masks["0.weight"], 2)
+    assert torch.equal(found, plans[1].masks["0.1.weight"]), "another mask than the plain convolution's"
+    assert not torch.equal(found, earlier), "nothing was pruned"
+    if method.name == "sparsegpt":
+        same(patterns.inputs_second(plans[0].writes["0.weight"], 2), plans[1].writes["0.1.weight"], "the new values")
 
 
 def test_n_of_m_goes_on_from_earlier_masks() -> None:

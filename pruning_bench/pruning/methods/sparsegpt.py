@@ -16,8 +16,8 @@ from pruning_bench.options import Amount, Checked, Count
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
 from pruning_bench.pruning.inverse_hessians import inverse_root, products, sweep
-from pruning_bench.pruning.masks import prunable, pruned_count
-from pruning_bench.pruning.patterns import keep_n_of_m, level_of, require_some, unfit
+from pruning_bench.pruning.masks import prunable, pruned_count, transposed
+from pruning_bench.pruning.patterns import inputs_first, inputs_second, keep_n_of_m, level_of, require_some, unfit
 from pruning_bench.pruning.selection import require_finite
 
 
@@ -73,25 +73,27 @@ class SparseGPT(Checked):
             ModelError: no calibration data, or inputs of which no H can be inverted.
         """
         read = level_of(self.name, level)
-        weights = prunable(model, context.example_inputs)
+        weights, turned = prunable(model, context.example_inputs), transposed(model)
         calibration = context.need_calibration(self.name)
         work = copy.deepcopy(model)
         masks, writes, untouched = {}, {}, {}
         for name in _in_order_of_use(work, calibration, list(weights), self.name):
-            weight = work.get_parameter(name)
-            before = context.earlier.get(name, torch.ones(weight.shape, dtype=torch.bool))
+            stored, groups = work.get_parameter(name), turned.get(name)
+            weight = inputs_second(stored.detach(), groups)
+            earlier = context.earlier.get(name, torch.ones(stored.shape, dtype=torch.bool))
+            before = inputs_second(earlier, groups)
             if isinstance(read, NofM) and (reason := unfit(weight, read)):
-                masks[name], untouched[name] = before, reason
+                masks[name], untouched[name] = earlier, reason
                 continue
-            gram = input_products(work, calibration, name, self.name)
-            rows, left = matrices(weight.detach(), len(gram)), matrices(before.to(weight.device), len(gram))
+            gram = input_products(work, calibration, name, weight, self.name)
+            rows, left = matrices(weight, len(gram)), matrices(before.to(weight.device), len(gram))
             root, dead = inverse_root(gram, self.damping, name, self.name)
             kept, values = eliminate(rows.double(), root, dead, left, read, self.mask_block)
-            masks[name] = from_matrices(kept, weight.shape).cpu()
-            if not torch.equal(masks[name], before):
-                new = from_matrices(values, weight.shape).to(weight.dtype)
+            masks[name] = inputs_first(from_matrices(kept, weight.shape), groups).cpu()
+            if not torch.equal(masks[name], earlier):
+                new = inputs_first(from_matrices(values, weight.shape), groups).to(stored.dtype)
                 require_finite(name, new, f"new values in {new.dtype}")
-                weight.data.copy_(new)
+                stored.data.copy_(new)
                 writes[name] = new.cpu()
         if isinstance(read, NofM):
             require_some(read, untouched, len(masks))
@@ -107,13 +109,16 @@ def _in_order_of_use(
     return list(seen)
 
 
-def input_products(model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], name: str, who: str) -> Tensor:
+def input_products(
+    model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], name: str, weight: Tensor, who: str
+) -> Tensor:
     """X X^T of what a weight is multiplied with, its columns in the order of `matrices`; float64 [groups, c, c].
 
+    Args:
+        weight: the one of that name, its inputs second.
     Raises:
         ModelError: inputs that are not finite.
     """
-    weight = model.get_parameter(name)
     order = _places_first(weight)
     total: list[Tensor] = []
 

@@ -12,8 +12,8 @@ from pruning_bench.contracts import Context
 from pruning_bench.levels import NofM
 from pruning_bench.pruning.contract import MaskPlan, PruningTags, pruning_method
 from pruning_bench.pruning.inputs import watch_inputs
-from pruning_bench.pruning.masks import choose_masks, prunable
-from pruning_bench.pruning.patterns import level_of, n_of_m_plan, row_shares
+from pruning_bench.pruning.masks import choose_masks, prunable, transposed
+from pruning_bench.pruning.patterns import as_stored, inputs_second, level_of, n_of_m_plan, row_shares
 from pruning_bench.pruning.selection import LazyScores, require_finite
 
 
@@ -54,7 +54,7 @@ class Wanda:
             level: the share removed of what earlier steps left in each row, in [0, 1); or N of M.
         """
         read = level_of(self.name, level)
-        weights = prunable(model, context.example_inputs)
+        weights, turned = prunable(model, context.example_inputs), transposed(model)
         squares: dict[str, Tensor] = {}
 
         def see(name: str, patches: Tensor) -> None:
@@ -64,13 +64,14 @@ class Wanda:
         watch_inputs(model, context.need_calibration(self.name), weights, see, self.name)
 
         def score(name: str) -> Tensor:
-            weight, norms = weights[name].detach(), squares[name].sqrt()
+            weight, norms = inputs_second(weights[name].detach(), turned.get(name)), squares[name].sqrt()
             rows = weight.reshape(len(norms), -1, norms.shape[1]).double().abs() * norms[:, None]
             require_finite(name, rows, "scores")
             return rows.view(weight.shape).cpu()
 
-        like = {name: torch.empty(0, dtype=torch.float64) for name in weights}
+        left = {name: inputs_second(mask, turned.get(name)) for name, mask in context.earlier.items()}
         if isinstance(read, NofM):
-            return n_of_m_plan({name: score(name) for name in weights}, read, context.earlier)
-        shares = LazyScores(like, lambda name: row_shares(score(name), context.earlier.get(name)))
-        return MaskPlan(choose_masks(shares, read, "layer", context.earlier))
+            return as_stored(n_of_m_plan({name: score(name) for name in weights}, read, left), turned)
+        like = {name: torch.empty(0, dtype=torch.float64) for name in weights}
+        shares = LazyScores(like, lambda name: row_shares(score(name), left.get(name)))
+        return as_stored(MaskPlan(choose_masks(shares, read, "layer", left)), turned)
