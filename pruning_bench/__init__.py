@@ -5,12 +5,25 @@ The public names load lazily, so that judging and reporting work where torch is 
 
 from __future__ import annotations
 
+import os
 import time
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-STARTED = time.time()  # before any method is loaded: a source that is younger may not be the code that runs
+
+
+def _started() -> float:
+    """When this process started, in seconds since the epoch; now, where the system does not tell."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as stream:
+            ticks = int(stream.read().rpartition(")")[2].split()[19])  # since the machine did
+        return time.time() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.time()
+
+
+STARTED = _started()  # a source that is younger may not be the code that runs
 
 _HOME = {
     "compress": "pruning_bench.engine",

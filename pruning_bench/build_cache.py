@@ -1,8 +1,8 @@
 """Compressed models, and what they are exported to, kept on disk between runs under the digest of all they come from.
 
 Not kept is what a file cannot tell (a model that a step rebuilt) and what cannot be told to be unchanged (a method
-whose source is not found). A method is taken for what it promises to be, a function of its arguments: files and
-variables that it reads are not seen.
+whose source is not found). Methods and models are taken for what they promise to be, functions of their arguments:
+files and variables that they read when they run are not seen.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import pruning_bench
 from pruning_bench.build_entries import (
     UNFIT,
     decode,
     decode_bytes,
+    digest_object,
     digest_tensors,
     encode,
     encode_bytes,
@@ -39,13 +40,15 @@ from pruning_bench.build_entries import (
 from pruning_bench.datasets.contract import Dataset
 from pruning_bench.engine import Compressed
 from pruning_bench.environment import current
-from pruning_bench.errors import PruningBenchError
+from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.models.contract import fresh
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
 from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
 
 T = TypeVar("T")
+
+UNKNOWN = (UnknownSourceError, RuntimeError, TypeError, ValueError)  # a source; an attribute; a tensor without bytes
 
 FORMAT = 1
 FOLDER_VARIABLE, MIB_VARIABLE = "PRUNING_BENCH_CACHE", "PRUNING_BENCH_CACHE_MIB"
@@ -222,9 +225,13 @@ class BuildCache:
 
     def _still(self, key: Mapping[str, Any], order: Order) -> bool:
         """Whether an order still has that key; where a source or a switch was changed meanwhile it warns."""
-        now = key_of(order) or {}
-        if changed := [part for part, value in key.items() if now.get(part) != value]:
-            reason = f"changed meanwhile: {', '.join(changed)}"
+        try:
+            now = _key(order)
+            changed = ", ".join(part for part, value in key.items() if now[part] != value)
+        except UNKNOWN as problem:
+            changed = one_line(problem)
+        if changed:
+            reason = f"changed meanwhile: {changed}"
             warnings.warn(f"build cache: not kept ({reason}) [{order.name}/{order.recipe}]", stacklevel=3)
         return not changed
 
@@ -268,7 +275,7 @@ def usual_cache() -> BuildCache | None:
         PruningBenchError: a size that is no whole number.
     """
     text = os.environ.get(MIB_VARIABLE) or str(DEFAULT_MIB)
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise PruningBenchError(MIB_VARIABLE, repr(text), "a whole number of MiB; 0 keeps nothing")
     folder = _usual_folder()
     return BuildCache(folder, int(text) << 20) if folder else None
@@ -288,23 +295,29 @@ def _usual_folder() -> Path | None:
 
 def key_of(order: Order) -> dict[str, Any] | None:
     """All that the model of an order depends on; None where it cannot be told."""
+    try:
+        return _key(order)
+    except UNKNOWN:
+        return None
+
+
+def _key(order: Order) -> dict[str, Any]:
+    """`key_of`; raises one of `UNKNOWN` with the reason."""
     methods = [step.method() for step in order.recipe.steps()]
     others = [order.builder, *map(type, order.dense.modules()), type(order.dataset.train)]
-    train = {
-        str(at): value for at, value in enumerate(tree_leaves(vars(order.dataset.train))) if isinstance(value, Tensor)
-    }
-    try:
-        code = {"package": package_digest(), "sources": sources_of(map(type, methods), others)}
-        dense = [structure_of(order.dense), digest_tensors(tensors_of(order.dense))]
-    except (UnknownSourceError, RuntimeError, TypeError, ValueError):  # a source; an attribute; a tensor without bytes
-        return None
     return {
         "format": FORMAT,
         "recipe": str(order.recipe),
-        "methods": list(dict.fromkeys(map(repr, methods))),  # with the defaults, which the recipe leaves out
-        **code,
-        "dense": [order.card["sha256"], order.card["options"], *dense],
-        "data": [order.dataset.digest, digest_tensors(train)],
+        "methods": [[method.name, digest_object(vars(method))] for method in methods],  # the recipe leaves defaults out
+        "package": package_digest(),
+        "sources": sources_of(map(type, methods), others),
+        "dense": [
+            order.card["sha256"],
+            order.card["options"],
+            structure_of(order.dense),
+            digest_tensors(tensors_of(order.dense)),
+        ],
+        "data": [order.dataset.digest, digest_object(order.dataset.train)],
         "full": order.full,
         "calibration": list(order.calibration),
         "seed": order.seed,
@@ -324,6 +337,7 @@ def _versions() -> dict[str, str]:
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "scipy": metadata.version("scipy"),
         "pruning_bench": pruning_bench.__version__,
     }
 

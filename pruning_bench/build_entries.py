@@ -8,6 +8,7 @@ plans; never a pickle. The model is made anew from the dense one by its plans an
 from __future__ import annotations
 
 import copy
+import copyreg
 import enum
 import hashlib
 import io
@@ -27,17 +28,19 @@ from torch import Tensor, nn
 
 from pruning_bench.engine import Compressed, Plan, apply_plan
 from pruning_bench.errors import PruningBenchError
-from pruning_bench.functions import digest_class, digest_code, held_by
+from pruning_bench.functions import behind, digest_code, held_by
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.quantization.contract import Affine, Float8, QuantPlan
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of
+from pruning_bench.sources import has_version
 
 # What reading a damaged file, or spelling what has no spelling, may end in.
 UNFIT = (SafetensorError, PruningBenchError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 _LARGEST_HEADER = 1 << 28
 _DIGITS = 64  # of the digest, which stands before the card
 _MEMBERS = ("_parameters", "_buffers", "_modules")
+_MARKS = ("_is_torch_compile",)  # what torch.compile leaves on the module that it was given
 _SPELT = {cls.__name__: cls for cls in (MaskPlan, ChannelPlan, QuantPlan, Affine, Float8)}
 
 
@@ -154,13 +157,18 @@ def structure_of(model: nn.Module) -> str:
     rows: list[Any] = []
     spell = _Speller().spell
     for path, module in model.named_modules(remove_duplicate=False):
-        attributes = [[name, spell(value)] for name, value in sorted(vars(module).items()) if name not in _MEMBERS]
-        rows.append([path, _named(type(module)), attributes])
+        own = {name: value for name, value in vars(module).items() if name not in (*_MEMBERS, *_MARKS)}
+        rows.append([path, spell(type(module)), [[name, spell(value)] for name, value in sorted(own.items())]])
     first: dict[int, str] = {}
     for name, tensor in tensors_of(model).items():
         layout = [str(tensor.dtype), list(tensor.shape), list(tensor.stride()), tensor.requires_grad]
         rows.append([name, type(tensor).__name__, layout, first.setdefault(id(tensor), name)])
     return digest_of(rows)
+
+
+def digest_object(value: object) -> str:
+    """Digest of all that an object is made of; raises `TypeError` for what has no spelling."""
+    return digest_of(_Speller().spell(value))
 
 
 class _Speller:
@@ -183,8 +191,6 @@ class _Speller:
             return str(value)
         if isinstance(value, ModuleType):
             return value.__name__
-        if isinstance(value, type):
-            return [_named(value), digest_class(value)]
         if isinstance(value, weakref.ref):  # recurrent layers hold their weights so
             return ["weak", self.spell(value())]
         if type(value) is tuple:
@@ -205,6 +211,10 @@ class _Speller:
             return sorted(json.dumps(self.spell(item)) for item in value)  # type: ignore[attr-defined]
         if type(value) is list:
             return [self.spell(item) for item in value]
+        if isinstance(value, type):
+            return [self._class(part) for part in value.__mro__]
+        if (parts := behind(value)) != [value]:
+            return [self.spell(part) for part in parts]
         if isinstance(value, FunctionType):
             return [_named(value), digest_code(value.__code__), *map(self.spell, held_by(value))]
         if isinstance(value, BuiltinFunctionType):
@@ -213,10 +223,28 @@ class _Speller:
             return [self.spell(value.__func__), self.spell(value.__self__)]
         return self._copied(value)
 
+    def _class(self, part: type) -> list[Any]:
+        """A class without its bases: all that it is written with or, where a version tells that, what was put into it.
+
+        `torch.compile` replaces functions of `nn.Module` by others of torch when it is first used.
+        """
+        known = has_version(part)
+        rows = []
+        for name, value in sorted(vars(part).items()):
+            functions = [each for each in behind(value) if isinstance(each, FunctionType)]
+            if known:
+                counts = any(not has_version(function) for function in functions)
+            else:  # the other names of two underscores are Python's own
+                counts = bool(functions) or not (name.startswith("__") or name == "_abc_impl")
+            if counts:
+                rows.append([name, self.spell(value)])
+        return [f"{part.__module__}.{part.__qualname__}" if known else part.__qualname__, rows]
+
     def _copied(self, value: object) -> list[Any]:
         """An object by what `copy` would make it anew from."""
         try:
-            made = value.__reduce_ex__(4)
+            reduce = copyreg.dispatch_table.get(type(value))
+            made = reduce(value) if reduce else value.__reduce_ex__(4)
             if isinstance(made, str):
                 return [made]
             function, arguments, state, items, pairs = (*made, *[None] * 3)[:5]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from pruning_bench.errors import PluginError, PruningBenchError
+from pruning_bench.errors import PluginError, PruningBenchError, describe
 
 FOLDERS = ("pruning.methods", "quantization.methods", "training.steps", "models", "datasets", "runtimes", "metrics")
 GROUPS = ("methods", "models", "datasets", "runtimes", "metrics")
@@ -45,7 +45,7 @@ def _load(entry: importlib.metadata.EntryPoint) -> None:
     except PruningBenchError as problem:
         raise type(problem)(problem.who, problem.found, problem.expected, f"{entry.value} of {origin}") from problem
     except (Exception, SystemExit) as problem:
-        found = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+        found = describe(problem)
         raise PluginError(f"entry point {entry.name}", found, "importable", f"{entry.value} of {origin}") from problem
 
 
@@ -67,7 +67,7 @@ def import_files(files: Iterable[str]) -> None:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as problem:
             del sys.modules[name]
-            raise PluginError("import", f"{type(problem).__name__}: {problem}", "importable", str(file)) from problem
+            raise PluginError("import", describe(problem), "importable", str(file)) from problem
 
 
 def _loaded_files() -> set[Path]:

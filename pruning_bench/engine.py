@@ -19,7 +19,7 @@ from pruning_bench import recipe as grammar
 from pruning_bench.contracts import Context, Past
 from pruning_bench.datasets.contract import Examples, check_examples
 from pruning_bench.discover import discover
-from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError, one_line
+from pruning_bench.errors import ModelError, PluginError, PruningBenchError, RecipeError, describe
 from pruning_bench.foreign import call_step
 from pruning_bench.pruning import shrink
 from pruning_bench.pruning.contract import ChannelPlan, MaskPlan, PruningTags
@@ -192,7 +192,7 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as problem:
-        found = f"a model that cannot be copied ({type(problem).__name__}: {one_line(problem)})"
+        found = f"a model that cannot be copied ({describe(problem)})"
         what = "one for copy.deepcopy, after torch.nn.utils.prune.remove or remove_weight_norm, say"
         raise ModelError("compress", found, what, type(model).__name__) from problem
 

@@ -95,6 +95,17 @@ def one_line(problem: Exception) -> str:
     return str(problem)
 
 
+def describe(problem: BaseException) -> str:
+    """Type and text of an exception in one line.
+
+    Example:
+        >>> describe(ValueError("two\\nlines")), describe(NotImplementedError())
+        ('ValueError: two lines', 'NotImplementedError')
+    """
+    text = one_line(problem) if isinstance(problem, Exception) else str(problem)
+    return " ".join(f"{type(problem).__name__}: {text}".split()).removesuffix(":")
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """What a name should be, for error messages: the closest names, then all of them unless they are too many.
 

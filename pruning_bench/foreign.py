@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pruning_bench.errors import PluginError, PruningBenchError
+from pruning_bench.errors import PluginError, PruningBenchError, describe
 
 T = TypeVar("T")
 
@@ -32,9 +32,8 @@ def call_step(module: str, who: str, function: str, call: Callable[[], T], expec
     except (Exception, SystemExit) as problem:
         if _top(module) == PACKAGE.name:
             raise
-        says = " ".join(f"{type(problem).__name__}: {problem}".split()).removesuffix(":")
         where = _place(problem, _top(module)) or module
-        raise PluginError(who, f"{function}() raises {says}", expected, where) from problem
+        raise PluginError(who, f"{function}() raises {describe(problem)}", expected, where) from problem
 
 
 def _top(module: str) -> str:

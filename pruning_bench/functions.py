@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from pruning_bench.records import digest_of
+
+_CACHED = type(functools.lru_cache(len))
 
 
 def held_by(function: FunctionType) -> list[Any]:
@@ -42,30 +43,22 @@ def digest_code(code: CodeType) -> str:
     return digest_of([code.co_code.hex(), caught.hex(), names, counts, *map(_constant, code.co_consts)])
 
 
-def digest_class(cls: type) -> str:
-    """sha256 of the name of a class and of the functions that it and its bases are written with.
+def behind(value: object) -> list[Any]:
+    """What an attribute of a class stands for: the functions of a descriptor, and what a decorator says that it wraps.
 
-    Classes of torch count by module and name alone: `torch.compile` replaces functions of `nn.Module` when it is first
-    used.
+    Example:
+        >>> [function.__name__ for function in behind(staticmethod(digest_code))]
+        ['digest_code']
     """
-    own = [part for part in cls.__mro__ if not _is_torch(part)]
-    rows = [[name, *_codes(value)] for part in own for name, value in sorted(vars(part).items())]
-    names = [f"{part.__module__}." * _is_torch(part) + part.__qualname__ for part in cls.__mro__]
-    return digest_of([names, [row for row in rows if len(row) > 1]])
-
-
-def _is_torch(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "torch"
-
-
-def _codes(value: object) -> list[str]:
-    """Of the functions behind an attribute of a class."""
-    found: Iterable[object] = (value,)
     if isinstance(value, (staticmethod, classmethod)):
-        found = (value.__func__,)
-    elif isinstance(value, property):
-        found = (value.fget, value.fset, value.fdel)
-    return [digest_code(function.__code__) for function in found if isinstance(function, FunctionType)]
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, functools.cached_property):
+        return [value.func]
+    if isinstance(value, _CACHED):  # it has no closure to look into
+        return [value.__wrapped__]
+    return [value]
 
 
 def _constant(value: object) -> Any:

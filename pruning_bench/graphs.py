@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from pruning_bench.errors import ModelError, one_line
+from pruning_bench.errors import ModelError, describe
 
 WHO = "export"
 VIEWS = frozenset({"aten.view", "aten.reshape", "aten.flatten", "aten._unsafe_view"})
@@ -75,7 +75,7 @@ def _problem_of(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) ->
         with evaluating(tried, training), torch.no_grad():
             tried(*inputs)
     except Exception as problem:
-        return f"{type(problem).__name__}: {one_line(problem)}"
+        return describe(problem)
     return ""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pruning_bench.environment import UNKNOWN, Machine, Ticks
-from pruning_bench.errors import one_line
+from pruning_bench.errors import describe
 from pruning_bench.judging.policy import Policy
 from pruning_bench.judging.statistics import q10_log_ratio
 from pruning_bench.metrics.latency import Call, Clock, sample
@@ -46,7 +46,7 @@ def asked(what: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except (OSError, ValueError, LookupError, ArithmeticError, ImportError) as problem:
-        return Finding("note", what, "cannot be told here", f"{type(problem).__name__}: {one_line(problem)}")
+        return Finding("note", what, "cannot be told here", describe(problem))
 
 
 def processor(facts: Environment) -> list[Finding]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_bench.discover import import_files
-from pruning_bench.errors import PluginError, PruningBenchError, closest, one_line
+from pruning_bench.errors import PluginError, PruningBenchError, closest, describe
 from pruning_bench.registry import DATASETS, MODELS, Registry
 
 TABLE = "[tool.pruning_bench]"
@@ -90,10 +90,8 @@ class Settings:
             return importlib.import_module(name)
         except PruningBenchError:
             raise
-        except SystemExit as problem:
-            raise self._wrong(key, f"{name!r} (SystemExit: {problem})", "a module that can be imported") from problem
-        except Exception as problem:
-            found = f"{name!r} ({type(problem).__name__}: {' '.join(one_line(problem).split())})"
+        except (Exception, SystemExit) as problem:
+            found = f"{name!r} ({describe(problem)})"
             raise self._wrong(key, found, "a module that can be imported") from problem
 
     def _named(self, key: str, text: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruning_bench.errors import PruningBenchError, UnavailableError, one_line
+from pruning_bench.errors import PruningBenchError, UnavailableError, describe, one_line
 
 if TYPE_CHECKING:
     from pruning_bench.records import CaseState
@@ -362,8 +362,7 @@ class Finish:
         try:
             yield
         except Exception as problem:  # another plug-in's, whose files are not what the verdict hangs on
-            kind = "" if isinstance(problem, OSError) else f"{type(problem).__name__}: "
-            suite.problems.append(f"{kind}{one_line(problem)}")
+            suite.problems.append(one_line(problem) if isinstance(problem, OSError) else describe(problem))
         if written and not interrupted:
             session.exitstatus = _judged(suite) or exitstatus
         if suite.problems:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
-from pruning_bench.errors import DuplicateNameError, PluginError, PruningBenchError, UnknownNameError, closest
+from pruning_bench.errors import DuplicateNameError, PluginError, PruningBenchError, UnknownNameError, closest, describe
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -105,8 +105,7 @@ class Registry(Generic[T]):
         except PruningBenchError:
             raise
         except Exception as problem:
-            found = " ".join(f"{type(problem).__name__}: {problem}".split())
-            raise self.blame(name, f"{question}() raises {found}", "an answer") from problem
+            raise self.blame(name, f"{question}() raises {describe(problem)}", "an answer") from problem
 
     def blame(self, name: str, found: str, expected: str) -> PluginError:
         """The error for a definition that breaks its contract: names the place of its class and its distribution."""

@@ -23,12 +23,14 @@ from types import FunctionType
 from typing import Any, TypeAlias
 
 import pruning_bench
+from pruning_bench.functions import behind
 
 PACKAGE = Path(__file__).parent.resolve()
 _STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = ("site-packages", "dist-packages")
 _HERE = ("__package__", "__name__")
-_IMPORTERS = ("import_module", "__import__", "importorskip")  # functions whose first argument names a module
+# Functions whose first argument names a module, or what stands in one.
+_IMPORTERS = ("import_module", "__import__", "importorskip", "run_module", "resolve_name", "locate")
 
 
 Wanted: TypeAlias = tuple[int, tuple[str, ...]]  # how many folders up (0: where Python looks), parts of a dotted name
@@ -109,21 +111,16 @@ def _files_of(definition: Any) -> list[Path]:
 
 
 def _functions(part: Any) -> list[FunctionType]:
-    """The functions of a class alone, except special methods that a decorator like `dataclass` wrote; or a function."""
-    found = [f for value in vars(part).values() if (f := _function(value))] if isinstance(part, type) else [part]
-    return [f for f in found if not (f.__name__.startswith("__") and f.__code__.co_filename.startswith("<"))]
-
-
-def _function(value: object) -> FunctionType | None:
-    """The function behind an attribute of a class: below decorators that say what they wrap."""
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    elif isinstance(value, property):
-        value = value.fget
-    elif isinstance(value, functools.cached_property):
-        value = value.func
-    value = inspect.unwrap(value) if callable(value) else None
-    return value if isinstance(value, FunctionType) else None
+    """The functions of a class alone, below decorators that say what they wrap, except special methods that a
+    decorator like `dataclass` wrote; or a function.
+    """
+    values = [each for value in vars(part).values() for each in behind(value)] if isinstance(part, type) else [part]
+    found = [inspect.unwrap(value) for value in values if callable(value)]
+    return [
+        f
+        for f in found
+        if isinstance(f, FunctionType) and not (f.__name__.startswith("__") and f.__code__.co_filename.startswith("<"))
+    ]
 
 
 def _refuse_captured(function: FunctionType) -> None:
@@ -149,6 +146,25 @@ def _file_of_module(cls: Any) -> str:
     if not file or found is not cls:
         raise UnknownSourceError(f"{cls.__module__}.{cls.__qualname__} is in no file")
     return file
+
+
+def has_version(definition: type | FunctionType) -> bool:
+    """Whether a version tells what a class or function is: Python's, the package's, or that of what is installed."""
+    if isinstance(definition, FunctionType):
+        name = definition.__code__.co_filename
+        return name.startswith(("<frozen ", "<string>")) or _has_version(Path(name).resolve())
+    module = sys.modules.get(definition.__module__)
+    found: object = module
+    for name in definition.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is not definition:
+        return False
+    file = getattr(module, "__file__", None)
+    return _has_version(Path(file).resolve()) if file else definition.__module__ in sys.builtin_module_names
+
+
+def _has_version(file: Path) -> bool:
+    return bool(installed_name(file) or {PACKAGE, *_STANDARD} & {*file.parents})
 
 
 def installed_name(file: Path) -> str | None:
@@ -228,6 +244,7 @@ def _called(call: ast.Call) -> list[Wanted]:
     name, package = (_text(given.get(part)) for part in ("name", "package"))
     if name is None or {"level", "None"} & {*given}:  # a level is a number; None stands before what ** brings
         return []
+    name = name.partition(":")[0]  # "package.module:object"
     level = len(name) - len(name.lstrip("."))
     if level and package not in _HERE:
         return [] if package is None else [(0, tuple(importlib.util.resolve_name(name, package).split(".")))]
@@ -260,8 +277,10 @@ def _modules(names: Sequence[str], folders: Sequence[str] | None = None) -> Iter
 
 
 def _find(top: str) -> ModuleSpec | None:
-    """Where a top-level module lies; nothing is imported. None for the standard library's and the package's."""
-    if top in sys.stdlib_module_names or top == pruning_bench.__name__:
+    """Where a top-level module lies, maybe instead of the standard library's; nothing is imported. None for the
+    package.
+    """
+    if top == pruning_bench.__name__:
         return None
     try:
         return importlib.util.find_spec(top)

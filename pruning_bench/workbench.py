@@ -20,7 +20,7 @@ from pruning_bench.datasets.contract import Dataset, load_dataset
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed, Progress, check_seed, check_weights, last_stages
 from pruning_bench.environment import cores
-from pruning_bench.errors import DataError, ModelError, PlanError, PruningBenchError, UnavailableError, one_line
+from pruning_bench.errors import DataError, ModelError, PlanError, PruningBenchError, UnavailableError, describe
 from pruning_bench.fingerprints import fingerprint
 from pruning_bench.metrics.contract import Evaluation
 from pruning_bench.models.checkpoints import SHIPPED, checkpoint_path, load_checkpoint, read_card
@@ -311,7 +311,7 @@ def run_own(definition: ReferenceModel, model: Callable[..., object], inputs: tu
         raise
     except Exception as problem:
         kinds = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in inputs)
-        found = f"{type(problem).__name__}: {' '.join(one_line(problem).split())}"
+        found = describe(problem)
         raise ModelError(
             definition.name, found, f"a model that runs on {kinds}", place_of(definition.build)
         ) from problem

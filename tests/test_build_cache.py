@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import io
@@ -15,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -450,6 +451,88 @@ def test_a_source_that_changes_while_a_model_is_made_keeps_nothing(world: World)
     assert not world.files, world.files
 
 
+@pytest.mark.parametrize("age", ["older", "younger"])
+def test_a_file_that_is_rewritten_while_a_model_is_made_keeps_nothing_and_is_named(age: str, world: World) -> None:
+    """Whether its time tells that, or its content."""
+    world.own_method()
+    whole = workbench.compress_with
+
+    def edited(*arguments: Any, **options: Any) -> Compressed:
+        (world.folder / "conftest.py").write_text(OWN.format(body="# changed"))
+        if age == "younger":
+            world.monkeypatch.setattr(pruning_bench, "STARTED", time.time() - 60)
+        return whole(*arguments, **options)
+
+    world.monkeypatch.setattr(workbench, "compress_with", edited)
+    told = "sources" if age == "older" else r"\S+\.py changed since this process started"
+    with pytest.warns(UserWarning, match=rf"not kept \(changed meanwhile: {told}\) \[net-dots/own:1\]"):
+        world.compressed("own:1")
+    assert not world.files, f"kept as made from what is there now: {world.files}"
+
+
+def test_what_the_package_computes_with_is_in_the_versions() -> None:
+    """Every import of the code that compresses that is neither Python's nor the package's own."""
+    root, found = Path(pruning_bench.__file__).parent, set()
+    for file in [
+        root / "engine.py",
+        *(f for part in ("pruning", "quantization", "training") for f in (root / part).rglob("*.py")),
+    ]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {name.partition(".")[0] for name in names}
+    third = found - set(sys.stdlib_module_names) - {"pruning_bench", "rich", "safetensors"}  # to show, to store
+    assert "torch" in third, found
+    assert third <= set(build_cache._versions()), f"{third - set(build_cache._versions())} may change what is made"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Examples of a user's own, with more than tensors about them."""
+
+    split: Split
+    factor: float
+
+    @property
+    def targets(self) -> Tensor:
+        return self.split.labels
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def arguments(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+        return tuple(self.factor * value for value in self.split.arguments(index))
+
+    def sample(self, count: int, generator: torch.Generator) -> Split:
+        return self.split.sample(count, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Scaled):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Scaled, Slotted])
+def test_examples_count_with_all_that_they_hold(kind: Any, world: World) -> None:
+    world.compressed()
+    order = world.orders[-1]
+
+    def key(factor: float) -> Any:
+        train = kind(order.dataset.train, factor)
+        return build_cache.key_of(replace(order, dataset=replace(order.dataset, train=train)))
+
+    assert key(1.0) == key(1.0) is not None, "equal ones differ, or cannot be told"
+    assert key(1.0) != key(3.0), "a change is not seen"
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), threading.Lock()])
+def test_examples_that_cannot_be_told_are_compressed_with_all_the_same(value: Any, world: World) -> None:
+    world.compressed()
+    order = world.orders[-1]
+    train = Scaled(order.dataset.train, value)
+    assert build_cache.key_of(replace(order, dataset=replace(order.dataset, train=train))) is None
+
+
 def _local() -> type:
     @dataclass(frozen=True)
     class Local:
@@ -772,7 +855,7 @@ def test_its_size_is_in_mib(text: str, limit: int, monkeypatch: pytest.MonkeyPat
     assert cache.limit == limit, f"{cache.limit}, should be {limit}"
 
 
-@pytest.mark.parametrize("text", ["2GB", "-1", "1.5", "٣"])
+@pytest.mark.parametrize("text", ["2GB", "-1", "1.5", "٣", "9" * 5000])
 def test_a_size_that_is_none_is_one_line(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

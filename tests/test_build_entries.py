@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench import build_entries, compress
-from pruning_bench.build_entries import UNFIT, decode, encode, structure_of
+from pruning_bench.build_entries import UNFIT, decode, digest_object, encode, structure_of
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
@@ -262,7 +263,45 @@ def of_another_file(text: str) -> Any:
     return scope["made"]
 
 
+def a_class(text: str) -> Callable[[int], Any]:
+    """A class with this in it, NN being a number."""
+    return lambda n: of_another_file(f"import functools, torch\nclass made:\n    {text.replace('NN', str(n))}")
+
+
+def around(value: int) -> type:
+    class Scale:
+        def __call__(self, x: Tensor) -> Tensor:
+            return x * value
+
+    return Scale
+
+
+CLASSES: dict[str, Callable[[int], Any]] = {
+    "method": a_class("def f(self): return NN"),
+    "static method": a_class("@staticmethod\n    def f(): return NN"),
+    "class method": a_class("@classmethod\n    def f(cls): return NN"),
+    "property": a_class("f = property(lambda self: NN)"),
+    "setter": a_class("f = property(None, lambda self, value: NN)"),
+    "cached property": a_class("@functools.cached_property\n    def f(self): return NN"),
+    "cached method": a_class("@functools.lru_cache\n    def f(self): return NN"),
+    "partial method": a_class("f = functools.partialmethod(print, NN)"),
+    "decorated method": a_class("@torch.no_grad()\n    def f(self): return NN"),
+    "wrapped by no name": a_class("f = (lambda g: lambda self: g())(lambda: NN)"),
+    "special method": a_class("def __call__(self, x): return x * NN"),
+    "special method that is cached": a_class("@functools.lru_cache\n    def __call__(self, x): return x * NN"),
+    "default": a_class("def f(self, x=NN): return x"),
+    "default by keyword": a_class("def f(self, *, x=NN): return x"),
+    "value": a_class("scale = NN"),
+    "hidden value": a_class("__scale = NN"),
+    "inner class": a_class("class Inner:\n        scale = NN"),
+    "base": lambda n: type("Derived", (a_class("scale = NN")(n),), {}),
+    "class around a value": around,
+    "name": lambda n: type(f"Made{n}", (), {}),
+}
 HELD: dict[str, Callable[[int], Any]] = {
+    **{f"class: {name}": made for name, made in CLASSES.items()},
+    "object of a class around a value": lambda n: around(n)(),
+    "pattern": lambda n: re.compile(f"a{{{n}}}"),
     "lambda": lambda n: {4: lambda x: x, 7: lambda x: x.relu()}[n],
     "constant of a lambda": lambda n: {4: lambda x: x * 4, 7: lambda x: x * 7}[n],
     "function of another file": lambda n: of_another_file(f"def made(x):\n    return x * {n}"),
@@ -299,6 +338,62 @@ def test_the_structure_sees_into_objects(name: str) -> None:
 
     assert structure(4) == structure(4), "equal ones differ, nothing would ever be served"
     assert structure(4) != structure(7), "a change is not seen"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_structure_sees_into_the_classes_of_modules(name: str) -> None:
+    """Mutant: the class of a module counts by its name."""
+
+    def structure(width: int) -> str:
+        part = CLASSES[name](width)
+        model = Odd()
+        model.part = type("Part", (part, nn.Module), {})()
+        return structure_of(model)
+
+    assert structure(4) == structure(4), "equal ones differ, nothing would ever be served"
+    assert structure(4) != structure(7), "a change is not seen"
+
+
+class Layer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def by_torch(self: nn.Module) -> None: ...
+
+
+by_torch.__code__ = by_torch.__code__.replace(co_filename=nn.Module.__init__.__code__.co_filename)
+
+
+@pytest.mark.parametrize("cls", [nn.LayerNorm, Layer])
+def test_a_class_is_the_same_after_torch_has_patched_its_own(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_object(cls)
+    monkeypatch.setattr(nn.Module, "__init__", by_torch)  # torch.compile does, when it is first used
+    monkeypatch.setattr(nn.Module, "patched", False, raising=False)
+    assert digest_object(cls) == before, "a model that holds a class has another key once anything was compiled"
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: -x)
+    assert (digest_object(cls) == before) is (cls is Layer), "what a user put into torch's class is not seen"
+    monkeypatch.setattr(Layer, "forward", lambda self, x: -x)
+    assert digest_object(cls) != before, "a function of a user's own is not seen"
+
+
+def test_classes_of_torch_that_share_a_name_differ() -> None:
+    assert nn.MultiheadAttention.__name__ == torch.ao.nn.quantizable.MultiheadAttention.__name__
+    same = digest_object(nn.MultiheadAttention) == digest_object(torch.ao.nn.quantizable.MultiheadAttention)
+    assert not same, "torch has several classes of that name"
+
+
+@pytest.mark.parametrize("module", ["torch", "torch.nn.modules.linear", "torch_layers", "builtins"])
+def test_a_class_of_a_user_counts_by_its_code_whatever_its_module_is_called(module: str) -> None:
+    one, other = (type("Linear", (nn.Module,), {"f": eval(f"lambda: {n}"), "__module__": module}) for n in (1, 2))
+    assert digest_object(one) != digest_object(other), "taken for what is installed"
+
+
+def test_a_model_that_was_compiled_is_the_same() -> None:
+    model = Odd()
+    before = structure_of(model)
+    torch.compile(model, backend="eager")
+    assert structure_of(model) == before, "what torch.compile writes on it counts"
 
 
 @pytest.mark.parametrize("name", ["lambda", "constant of a lambda", "function of another file"])

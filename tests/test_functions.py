@@ -9,9 +9,8 @@ from collections.abc import Callable
 from types import CellType, CodeType, FunctionType
 
 import pytest
-from torch import Tensor, nn
 
-from pruning_bench.functions import digest_class, digest_code, held_by
+from pruning_bench.functions import digest_code, held_by
 
 WRITTEN = "lambda x: x + 1"
 PAIRS = {  # what `WRITTEN` is not, and why
@@ -85,46 +84,6 @@ def test_an_order_of_sets_that_counts_is_caught() -> None:
     """Mutant: constants as they are shown."""
     one, other = in_processes("[each.co_consts for each in code.co_consts if hasattr(each, 'co_consts')]")
     assert one != other, f"both processes show {one}"
-
-
-def a_class(text: str) -> type:
-    scope: dict[str, type] = {}
-    exec(f"class Made:\n    {text}", scope)
-    return scope["Made"]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["def f(x): return {}", "@staticmethod\n    def f(): return {}", "@property\n    def f(x): return {}"],
-    ids=["method", "static", "property"],
-)
-def test_classes_of_one_name_differ_by_their_functions(kind: str) -> None:
-    one, same, other = (a_class(kind.format(number)) for number in (1, 1, 2))
-    assert digest_class(one) == digest_class(same), "equal ones differ"
-    assert digest_class(one) != digest_class(other), "another function is not seen"
-    derived, second = (type("Derived", (base,), {}) for base in (one, other))
-    assert digest_class(derived) != digest_class(second), "a function of a base is not seen"
-
-
-class Layer(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize("cls", [nn.LayerNorm, Layer])
-def test_a_class_is_the_same_after_torch_has_patched_its_own(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digest_class(cls)
-    monkeypatch.setattr(nn.Module, "__init__", lambda self: None)  # torch.compile does, when it is first used
-    monkeypatch.setattr(nn.Module, "patched", False, raising=False)
-    assert digest_class(cls) == before, "a model that holds a class has another key once anything was compiled"
-    monkeypatch.setattr(Layer, "forward", lambda self, x: -x)
-    assert (digest_class(cls) == before) is (cls is nn.LayerNorm), "a function of a user's own is not seen"
-
-
-def test_classes_of_torch_that_share_a_name_differ() -> None:
-    same = type("Linear", (nn.Module,), {"__module__": "torch.ao.nn.qat", "__qualname__": "Linear"})
-    plain = type("Linear", (nn.Module,), {"__module__": "torch.nn.modules.linear", "__qualname__": "Linear"})
-    assert digest_class(same) != digest_class(plain), "torch has several classes called Linear"
 
 
 def test_a_function_holds_its_surroundings_and_defaults() -> None:

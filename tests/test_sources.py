@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,14 @@ IMPORTS: dict[str, tuple[str, str, str]] = {  # where the import stands, what it
         "import importlib as i\ni.import_module('.deep', 'helpers')",
         "helpers/deep/__init__.py",
     ),
+    "called like one of the standard library": ("imports", "import sched", "sched.py"),
+    "by the name of an object": (
+        "body",
+        "import pkgutil; pkgutil.resolve_name('helpers.deep.one:LIMIT')",
+        "helpers/deep/one.py",
+    ),
+    "by a dotted name": ("body", "import pydoc; pydoc.locate('helpers.deep.one.LIMIT')", "helpers/deep/one.py"),
+    "to be run": ("body", "import runpy; runpy.run_module('helper_a')", "helper_a.py"),
     "one that may be missing": ("imports", "try: import helper_a\nexcept ImportError: pass", "helper_a.py"),
 }
 
@@ -120,7 +129,9 @@ def test_what_it_imports_counts(kind: str, repository: Repository) -> None:
     repository.write("helpers/deep/__init__.py", "")
     repository.write("helpers/deep/one.py", "from .. import LIMIT")
     repository.write("spaces/one.py", "")
+    repository.write("sched.py", "")
     repository.write("beside.py", "")
+    repository.monkeypatch.delitem(sys.modules, "sched", raising=False)
     where, text, meant = IMPORTS[kind]
     cls = repository.method(**{where: text})
     before = sources_of([cls])
@@ -293,6 +304,26 @@ def test_a_file_younger_than_the_process_is_unknown(repository: Repository) -> N
     os.utime(file, (0, 0))
     with pytest.raises(UnknownSourceError, match="changed since"):
         sources_of([cls])
+
+
+def test_what_changed_after_it_was_imported_is_younger_than_the_process(tmp_path: Path) -> None:
+    """Also where the package is imported later: a notebook does so."""
+    (tmp_path / "net.py").write_text("def build(): ...")
+    text = (
+        "import os, sys, time; sys.path.insert(0, ''); import net; began = time.time(); os.utime('net.py');"
+        "import pruning_bench; print(pruning_bench.STARTED < began, began - pruning_bench.STARTED < 60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(pruning_bench.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first = "True" if Path("/proc/self/stat").exists() else "False"
+    assert done.stdout.split() == [first, "True"], done.stdout
 
 
 def test_every_source_of_the_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

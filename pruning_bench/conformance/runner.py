@@ -11,7 +11,7 @@ import pytest
 from pruning_bench.conformance.pruning_checks import checks_for_pruning
 from pruning_bench.conformance.strategies import Subject
 from pruning_bench.conformance.training_checks import checks_for_training
-from pruning_bench.errors import PluginError, one_line
+from pruning_bench.errors import PluginError, describe
 from pruning_bench.pruning.contract import PruningTags
 from pruning_bench.quantization.contract import QuantizationTags
 from pruning_bench.training.contract import StepTags
@@ -77,7 +77,7 @@ def _named(name: str, check: Callable[[Any], None]) -> Callable[[Any], None]:
         except AssertionError as failure:
             raise AssertionError(f"{label(method)} fails {name}: {failure}") from failure
         except Exception as error:
-            found = f"{type(error).__name__}: {one_line(error)} in {name}"
+            found = f"{describe(error)} in {name}"
             raise CheckCrashedError(label(method), found, "a check that runs to its end") from error
 
     return run

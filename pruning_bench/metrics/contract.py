@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from pruning_bench.errors import PluginError
+from pruning_bench.errors import PluginError, describe
 from pruning_bench.records import Better, Measurement, Rule, digest_of
 from pruning_bench.registry import METRICS
 
@@ -71,7 +71,7 @@ class Score:
         try:
             scores = self.function(outputs, reference)
         except Exception as problem:
-            found = " ".join(f"it raises {type(problem).__name__}: {problem}".split())
+            found = f"it raises {describe(problem)}"
             raise self._wrong(found, "its scores") from problem
         shape = getattr(scores, "shape", None)
         if shape is None or list(shape) != [len(outputs)] or not scores.is_floating_point():

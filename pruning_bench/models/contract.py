@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.errors import ModelError, PruningBenchError
+from pruning_bench.errors import ModelError, PruningBenchError, describe
 from pruning_bench.registry import MODELS
 
 F = TypeVar("F", bound=Callable[..., nn.Module])
@@ -157,7 +157,7 @@ def call_seeded(function: Callable[[], Any], error: type[PruningBenchError]) -> 
     except PruningBenchError:
         raise
     except (Exception, SystemExit) as problem:
-        found = " ".join(f"{name}() raises {type(problem).__name__}: {problem}".split())
+        found = f"{name}() raises {describe(problem)}"
         raise error("call", found, "its result", where) from problem
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pruning_bench.errors import ModelError, PruningBenchError, one_line
+from pruning_bench.errors import ModelError, PruningBenchError, describe
 from pruning_bench.models.contract import first_tensor, fresh
 
 
@@ -52,8 +52,8 @@ cannot be multiplied (5x4 and 3x2)), should be inputs of the model [Linear]
         raise
     except Exception as problem:
         shapes = ", ".join(str(list(value.shape)) for value in inputs)
-        found = f"inputs {shapes} that do not run ({_said(problem)})"
-        raise ModelError(who, found, "inputs of the model", type(model).__name__) from problem
+        found = f"inputs {shapes} that do not run ({describe(problem)})"
+        raise ModelError(who, found, _expected(problem, "inputs of the model"), type(model).__name__) from problem
     if output is None:
         raise ModelError(who, "no tensor", "logits, first in what the model returns", type(model).__name__)
     return output
@@ -95,9 +95,10 @@ def differentiating(value: Tensor, model: nn.Module, who: str) -> Iterator[None]
     except PruningBenchError:
         raise
     except Exception as problem:
-        found = f"gradients that fail ({_said(problem)})"
-        raise ModelError(who, found, "a forward that autograd can go back through", type(model).__name__) from problem
+        found = f"gradients that fail ({describe(problem)})"
+        expected = _expected(problem, "a forward that autograd can go back through")
+        raise ModelError(who, found, expected, type(model).__name__) from problem
 
 
-def _said(problem: Exception) -> str:
-    return " ".join(f"{type(problem).__name__}: {one_line(problem)}".split())
+def _expected(problem: Exception, otherwise: str) -> str:
+    return "as much memory as it takes" if isinstance(problem, torch.OutOfMemoryError) else otherwise

@@ -8,7 +8,7 @@ patches of its input. The weight of a transposed convolution is seen with its in
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def watch_call(call: Callable[[], object], name: str, weight: Tensor, see: See, 
 class _Watch(TorchDispatchMode):
     """Shows the inputs of watched weights, whatever module or function multiplies them."""
 
-    def __init__(self, weights: dict[int, tuple[str, Tensor]], turned: Collection[str], see: See, who: str) -> None:
+    def __init__(self, weights: Mapping[int, tuple[str, Tensor]], turned: Collection[str], see: See, who: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights, self.turned, self.see, self.who = weights, turned, see, who
         self.seen: set[str] = set()
@@ -85,8 +85,8 @@ class _Watch(TorchDispatchMode):
             name, weight = found
             images, _, _, stride, padding, dilation, turned, more, groups = args
             if turned != (name in self.turned):
-                found = "a weight of plain and of transposed convolutions"
-                raise ModelError(self.who, found, "one whose inputs are the same columns everywhere", name)
+                uses = "a weight of plain and of transposed convolutions"
+                raise ModelError(self.who, uses, "one whose inputs are the same columns everywhere", name)
             if turned:
                 parts = unfold_transposed(images, weight, stride, padding, dilation, more, groups)
             else:
@@ -154,11 +154,12 @@ def unfold_transposed(
     """
     kernel, places = weight.shape[2:], images.shape[2:]
     reached = [(size - 1) * step + 1 for size, step in zip(places, stride, strict=True)]
-    apart = images.new_zeros(*images.shape[:2], *(size + behind for size, behind in zip(reached, more, strict=True)))
-    apart[(..., *(slice(0, size, step) for size, step in zip(reached, stride, strict=True)))] = images
+    apart = images.new_zeros([*images.shape[:2], *(size + end for size, end in zip(reached, more, strict=True))])
+    taken: tuple[Any, ...] = (..., *(slice(0, size, step) for size, step in zip(reached, stride, strict=True)))
+    apart[taken] = images
     edges = [step * (size - 1) - less for size, step, less in zip(kernel, dilation, padding, strict=True)]
     for patches in unfold(apart, weight, [1] * len(kernel), edges, dilation, groups):
-        yield patches.unflatten(2, (-1, kernel.numel())).flip(3).flatten(2)
+        yield patches.reshape(*patches.shape[:2], -1, kernel.numel()).flip(3).flatten(2)
 
 
 def _storage(tensor: Tensor) -> int:

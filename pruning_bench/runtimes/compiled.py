@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, fx
 
-from pruning_bench.errors import ModelError, UnavailableError, one_line
+from pruning_bench.errors import ModelError, UnavailableError, describe
 from pruning_bench.graphs import export
 from pruning_bench.quantization.cast import cast
 from pruning_bench.quantization.lower import Rule, lower
@@ -119,7 +119,7 @@ class Compiled:
             with torch_threads(threads):
                 return inductor.compile_graph(graph, inputs)
         except Exception as error:
-            found = f"{type(error).__name__}: {one_line(error)}"
+            found = describe(error)
             raise ModelError(self.name, found, "a model that torch.compile compiles", str(compressed.recipe)) from error
 
 

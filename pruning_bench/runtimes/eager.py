@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pruning_bench.errors import ModelError, UnavailableError, one_line
+from pruning_bench.errors import ModelError, UnavailableError, describe
 from pruning_bench.runtimes.contract import (
     Kernel,
     Session,
@@ -158,7 +158,7 @@ def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Forward:
         with torch.inference_mode(), recorder.following(), recorder:
             output = model(*copies)
     except Exception as error:
-        found = f"{type(error).__name__}: {one_line(error)}"
+        found = describe(error)
         raise ModelError("eager", found, "a model that runs on its example inputs", recorder.inside[-1]) from error
     check_output(output, inputs, "eager")
     in_place = [value._version for value in copies] != versions

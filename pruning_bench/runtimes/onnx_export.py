@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pruning_bench.engine import Compressed
 
 WHO = "onnx"
-EXPORTERS = ("torch", "onnx", "onnxscript")
+EXPORTERS = ("torch", "onnx", "onnxscript", "onnx_ir", "ml_dtypes")
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
 
 

@@ -101,3 +101,20 @@ def test_gradients_that_fail_are_one_line() -> None:
     expected = r"^who: gradients that fail \(RuntimeError: .*inplace operation.* go back through \[Linear\]$"
     with pytest.raises(ModelError, match=expected), differentiating(loss, model, "who"):
         loss.backward()
+
+
+@pytest.mark.parametrize("around", ["run", "gradients"])
+def test_a_lack_of_memory_is_no_fault_of_the_model(around: str) -> None:
+    lack = torch.OutOfMemoryError("out of memory.\nTried to allocate 2 GiB")
+    expected = r"^who: .* \(OutOfMemoryError: out of memory. Tried to .*\), should be as much memory as it takes \["
+    with pytest.raises(ModelError, match=expected):
+        if around == "run":
+            run(Giving(lack), (X,), "who")
+        model = nn.Linear(4, 2)
+        with differentiating(model(X).sum(), model, "who"):
+            raise lack
+
+
+def test_an_error_without_text_is_its_type() -> None:
+    with pytest.raises(ModelError, match=r"that do not run \(NotImplementedError\), should"):
+        run(Giving(NotImplementedError()), (X,), "who")
