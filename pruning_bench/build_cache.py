@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import pruning_bench
 from pruning_bench.build_entries import (
     UNFIT,
+    attributes_of,
     decode,
     decode_bytes,
     digest_object,
@@ -44,11 +46,10 @@ from pruning_bench.errors import PruningBenchError, one_line
 from pruning_bench.models.contract import fresh
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
-from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
+from pruning_bench.sources import package_digest, sources_of
 
 T = TypeVar("T")
 
-UNKNOWN = (UnknownSourceError, RuntimeError, TypeError, ValueError)  # a source; an attribute; a tensor without bytes
 
 FORMAT = 1
 FOLDER_VARIABLE, MIB_VARIABLE = "PRUNING_BENCH_CACHE", "PRUNING_BENCH_CACHE_MIB"
@@ -228,7 +229,7 @@ class BuildCache:
         try:
             now = _key(order)
             changed = ", ".join(part for part, value in key.items() if now[part] != value)
-        except UNKNOWN as problem:
+        except Exception as problem:
             changed = one_line(problem)
         if changed:
             reason = f"changed meanwhile: {changed}"
@@ -297,18 +298,23 @@ def key_of(order: Order) -> dict[str, Any] | None:
     """All that the model of an order depends on; None where it cannot be told."""
     try:
         return _key(order)
-    except UNKNOWN:
+    except Exception:  # of what a user's objects are made, nobody knows, nor what they raise when they are looked into
         return None
 
 
 def _key(order: Order) -> dict[str, Any]:
-    """`key_of`; raises one of `UNKNOWN` with the reason."""
+    """`key_of`; raises an exception that tells the reason."""
     methods = [step.method() for step in order.recipe.steps()]
     others = [order.builder, *map(type, order.dense.modules()), type(order.dataset.train)]
+    train = attributes_of(order.dataset.train)
+    tensors = {str(at): value for at, value in enumerate(tree_leaves(train)) if isinstance(value, Tensor)}
+    constants = {name: value for name, value in train.items() if isinstance(value, (bool, int, float, str))}
     return {
         "format": FORMAT,
         "recipe": str(order.recipe),
-        "methods": [[method.name, digest_object(vars(method))] for method in methods],  # the recipe leaves defaults out
+        "methods": [
+            [method.name, digest_object(attributes_of(method))] for method in methods
+        ],  # the recipe leaves defaults out
         "package": package_digest(),
         "sources": sources_of(map(type, methods), others),
         "dense": [
@@ -317,7 +323,7 @@ def _key(order: Order) -> dict[str, Any]:
             structure_of(order.dense),
             digest_tensors(tensors_of(order.dense)),
         ],
-        "data": [order.dataset.digest, digest_object(order.dataset.train)],
+        "data": [order.dataset.digest, digest_tensors(tensors), constants],
         "full": order.full,
         "calibration": list(order.calibration),
         "seed": order.seed,

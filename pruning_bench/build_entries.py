@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import enum
+import functools
 import hashlib
 import io
 import json
@@ -33,7 +34,7 @@ from pruning_bench.pruning.contract import ChannelPlan, MaskPlan
 from pruning_bench.quantization.contract import Affine, Float8, QuantPlan
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of
-from pruning_bench.sources import has_version
+from pruning_bench.sources import code_has_version, has_version
 
 # What reading a damaged file, or spelling what has no spelling, may end in.
 UNFIT = (SafetensorError, PruningBenchError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
@@ -212,9 +213,7 @@ class _Speller:
         if type(value) is list:
             return [self.spell(item) for item in value]
         if isinstance(value, type):
-            return [self._class(part) for part in value.__mro__]
-        if (parts := behind(value)) != [value]:
-            return [self.spell(part) for part in parts]
+            return [_class_part(part) for part in value.__mro__]
         if isinstance(value, FunctionType):
             return [_named(value), digest_code(value.__code__), *map(self.spell, held_by(value))]
         if isinstance(value, BuiltinFunctionType):
@@ -222,23 +221,6 @@ class _Speller:
         if isinstance(value, MethodType):
             return [self.spell(value.__func__), self.spell(value.__self__)]
         return self._copied(value)
-
-    def _class(self, part: type) -> list[Any]:
-        """A class without its bases: all that it is written with or, where a version tells that, what was put into it.
-
-        `torch.compile` replaces functions of `nn.Module` by others of torch when it is first used.
-        """
-        known = has_version(part)
-        rows = []
-        for name, value in sorted(vars(part).items()):
-            functions = [each for each in behind(value) if isinstance(each, FunctionType)]
-            if known:
-                counts = any(not has_version(function) for function in functions)
-            else:  # the other names of two underscores are Python's own
-                counts = bool(functions) or not (name.startswith("__") or name == "_abc_impl")
-            if counts:
-                rows.append([name, self.spell(value)])
-        return [f"{part.__module__}.{part.__qualname__}" if known else part.__qualname__, rows]
 
     def _copied(self, value: object) -> list[Any]:
         """An object by what `copy` would make it anew from."""
@@ -252,6 +234,51 @@ class _Speller:
         except Exception as problem:
             raise TypeError(f"{type(value).__name__} has no spelling: {problem}") from problem
         return [_named(function), *map(self.spell, (tuple(arguments), state, *content))]
+
+
+def _class_part(part: type) -> list[Any]:
+    """A class without its bases: what it is written with or, where a version tells that, what was put into it.
+
+    `torch.compile` replaces functions of `nn.Module` by others of torch when it is first used.
+    """
+    rows: list[Any] = []
+    known = has_version(part)
+    for name, value in sorted(vars(part).items()):
+        found = behind(value)
+        if known:
+            counts = any(not has_version(each if isinstance(each, FunctionType) else type(each)) for each in found)
+        else:  # the other names of two underscores are Python's own
+            counts = not name.startswith("__") or any(isinstance(each, FunctionType) for each in found)
+        if counts:
+            rows.append([name, *(_fixed(each, []) for each in found)])
+    return [f"{part.__module__}.{part.__qualname__}" if known else part.__qualname__, rows]
+
+
+def _fixed(value: object, inside: list[object]) -> Any:
+    """What stays of a part of a class while it is used: constants and functions with what they hold of such.
+
+    Anything else counts by its type: it may be a cache, a counter's list or a lock. Its text is in the source.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype)):
+        return [type(value).__name__, str(value)]
+    if type(value) is tuple:
+        return [_fixed(item, inside) for item in value]
+    if not isinstance(value, FunctionType) or value in inside:
+        return value.__qualname__ if isinstance(value, (type, FunctionType)) else type(value).__qualname__
+    wrapped = getattr(value, "__wrapped__", None)  # of a decorator that has a version: its own state may change
+    held = [wrapped] if wrapped and code_has_version(value.__code__) else held_by(value)
+    return [_named(value), digest_code(value.__code__), *(_fixed(each, [*inside, value]) for each in held)]
+
+
+def attributes_of(value: object) -> dict[str, Any]:
+    """All attributes of an object, those in slots too, but for what it has computed and keeps."""
+    slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    return {
+        name: item
+        for name, item in found.items()
+        if not isinstance(getattr(type(value), name, None), functools.cached_property)
+    }
 
 
 def _named(value: object) -> str:

@@ -56,6 +56,10 @@ def behind(value: object) -> list[Any]:
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, functools.cached_property):
         return [value.func]
+    if isinstance(value, functools.singledispatchmethod):
+        return [value.func]
+    if isinstance(value, functools.partialmethod):
+        return [value.func, value.args, *sorted(value.keywords.items())]
     if isinstance(value, _CACHED):  # it has no closure to look into
         return [value.__wrapped__]
     return [value]

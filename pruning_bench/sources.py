@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from itertools import chain
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import pruning_bench
@@ -29,8 +29,8 @@ PACKAGE = Path(__file__).parent.resolve()
 _STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = ("site-packages", "dist-packages")
 _HERE = ("__package__", "__name__")
-# Functions whose first argument names a module, or what stands in one.
-_IMPORTERS = ("import_module", "__import__", "importorskip", "run_module", "resolve_name", "locate")
+_IMPORTERS = ("import_module", "__import__", "importorskip")  # functions whose first argument names a module
+_IMPORTERS_OF = {"run_module": "runpy", "resolve_name": "pkgutil", "locate": "pydoc"}  # names that others have too
 
 
 Wanted: TypeAlias = tuple[int, tuple[str, ...]]  # how many folders up (0: where Python looks), parts of a dotted name
@@ -151,8 +151,7 @@ def _file_of_module(cls: Any) -> str:
 def has_version(definition: type | FunctionType) -> bool:
     """Whether a version tells what a class or function is: Python's, the package's, or that of what is installed."""
     if isinstance(definition, FunctionType):
-        name = definition.__code__.co_filename
-        return name.startswith(("<frozen ", "<string>")) or _has_version(Path(name).resolve())
+        return code_has_version(inspect.unwrap(definition).__code__)
     module = sys.modules.get(definition.__module__)
     found: object = module
     for name in definition.__qualname__.split("."):
@@ -160,10 +159,18 @@ def has_version(definition: type | FunctionType) -> bool:
     if found is not definition:
         return False
     file = getattr(module, "__file__", None)
-    return _has_version(Path(file).resolve()) if file else definition.__module__ in sys.builtin_module_names
+    return _file_has_version(file) if file else definition.__module__ in sys.builtin_module_names
 
 
-def _has_version(file: Path) -> bool:
+def code_has_version(code: CodeType) -> bool:
+    """`has_version` of code; what decorators like `dataclass` write has that of Python."""
+    written = code.co_filename.startswith("<string>") and code.co_name.startswith("__")
+    return written or code.co_filename.startswith("<frozen ") or _file_has_version(code.co_filename)
+
+
+@functools.cache
+def _file_has_version(name: str) -> bool:
+    file = Path(name).resolve()
     return bool(installed_name(file) or {PACKAGE, *_STANDARD} & {*file.parents})
 
 
@@ -227,14 +234,21 @@ def _imports_in(content: bytes) -> tuple[tuple[Wanted, ...], tuple[int, ...]]:
 
 def _taken(node: ast.ImportFrom) -> list[str]:
     """Under what names a source takes functions that import."""
-    return [alias.asname or alias.name for alias in node.names if alias.name in _IMPORTERS]
+    return [
+        alias.asname or alias.name
+        for alias in node.names
+        if alias.name in _IMPORTERS or _IMPORTERS_OF.get(alias.name, "") == node.module
+    ]
 
 
 def _imports(node: ast.AST, names: Collection[str]) -> bool:
     """Whether an expression is a function that imports: one of `names`, or `importlib.import_module` and its like."""
     if isinstance(node, ast.Name):
         return node.id in names
-    return isinstance(node, ast.Attribute) and node.attr in _IMPORTERS
+    if not isinstance(node, ast.Attribute):
+        return False
+    of = node.value.id if isinstance(node.value, ast.Name) else ""
+    return node.attr in _IMPORTERS or _IMPORTERS_OF.get(node.attr) == of
 
 
 def _called(call: ast.Call) -> list[Wanted]:

@@ -512,6 +512,34 @@ class Slotted(Scaled):
     pass
 
 
+@dataclass(frozen=True)
+class Remembering(Scaled):
+    """Keeps what it has computed."""
+
+    @functools.cached_property
+    def twice(self) -> float:
+        return 2 * self.factor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", {})
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def arguments(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+        self.known[str(index)] = self.twice  # type: ignore[attr-defined]
+        return super().arguments(index)
+
+
+def test_what_examples_remember_does_not_count(world: World) -> None:
+    world.compressed()
+    order = world.orders[-1]
+    train = Remembering(order.dataset.train, 1.0)
+    order = replace(order, dataset=replace(order.dataset, train=train))
+    before = build_cache.key_of(order)
+    train.arguments(slice(0, 1))
+    assert train.known, "nothing was remembered"  # type: ignore[attr-defined]
+    assert build_cache.key_of(order) == before is not None, "nothing would ever be kept"
+
+
 @pytest.mark.parametrize("kind", [Scaled, Slotted])
 def test_examples_count_with_all_that_they_hold(kind: Any, world: World) -> None:
     world.compressed()
@@ -525,11 +553,16 @@ def test_examples_count_with_all_that_they_hold(kind: Any, world: World) -> None
     assert key(1.0) != key(3.0), "a change is not seen"
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), threading.Lock()])
+class Raising:
+    def __getattribute__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), Raising])
 def test_examples_that_cannot_be_told_are_compressed_with_all_the_same(value: Any, world: World) -> None:
     world.compressed()
     order = world.orders[-1]
-    train = Scaled(order.dataset.train, value)
+    train = Scaled(order.dataset.train, value() if value is Raising else value)
     assert build_cache.key_of(replace(order, dataset=replace(order.dataset, train=train))) is None
 
 

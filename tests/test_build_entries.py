@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -293,7 +293,6 @@ CLASSES: dict[str, Callable[[int], Any]] = {
     "default by keyword": a_class("def f(self, *, x=NN): return x"),
     "value": a_class("scale = NN"),
     "hidden value": a_class("__scale = NN"),
-    "inner class": a_class("class Inner:\n        scale = NN"),
     "base": lambda n: type("Derived", (a_class("scale = NN")(n),), {}),
     "class around a value": around,
     "name": lambda n: type(f"Made{n}", (), {}),
@@ -352,6 +351,83 @@ def test_the_structure_sees_into_the_classes_of_modules(name: str) -> None:
 
     assert structure(4) == structure(4), "equal ones differ, nothing would ever be served"
     assert structure(4) != structure(7), "a change is not seen"
+
+
+def logged(function: Any) -> Any:
+    times: list[int] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        times.append(1)
+        return function(*arguments)
+
+    return call
+
+
+class Busy(nn.Module):
+    """A model whose class changes while it runs, and holds what nobody can copy."""
+
+    lock, cache, operator = threading.Lock(), {}, torch.ops.aten.relu  # type: ignore[var-annotated]
+    kinds: ClassVar[set[type]] = {nn.Linear, nn.Conv2d, nn.ReLU, nn.LSTM}
+
+    @torch.autocast("cpu")
+    def autocast(self, x: Tensor) -> Tensor:
+        return self.relu(x)
+
+    @torch.profiler.record_function("here")
+    def recorded(self, x: Tensor) -> Tensor:
+        return x
+
+    @functools.singledispatchmethod
+    def of_type(self, x: Any) -> Any:
+        return x
+
+    @torch.compile(backend="eager")
+    def compiled(self, x: Tensor) -> Tensor:
+        return x + 1
+
+    @logged
+    def timed(self, x: Tensor) -> Tensor:
+        return x
+
+    def relu(self, x: Tensor) -> Tensor:
+        self.cache[tuple(x.shape)] = self.operator(x)
+        return self.cache[tuple(x.shape)]  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for call in (self.autocast, self.recorded, self.of_type, self.compiled, self.timed):
+            x = call(x)
+        return x
+
+
+def test_a_class_that_changes_while_its_model_runs_is_the_same() -> None:
+    model = Busy()
+    before = structure_of(model)
+    model(torch.ones(2, 3))
+    assert Busy.cache, "nothing changed"
+    assert structure_of(model) == before, "nothing would ever be kept"
+
+
+def test_models_whose_layers_torch_has_given_other_weights_have_a_structure() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+    assert structure_of(model) == structure_of(model)
+
+
+PUT_IN: dict[str, Callable[[float], Any]] = {
+    "function": lambda n: eval(f"lambda self, x: x * {n}"),
+    "partial method": lambda n: functools.partialmethod(lambda self, x, y: x * y, n),
+    "decorated by torch": lambda n: torch.no_grad()(eval(f"lambda self, x, y={n}: x * y")),
+    "not compiled by torch": lambda n: torch.compiler.disable(eval(f"lambda self, x, y={n}: x * y")),
+}
+
+
+@pytest.mark.parametrize("name", PUT_IN)
+def test_what_a_user_puts_into_a_class_of_torch_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [structure_of(nn.Linear(2, 2))]
+    for number in (1.0, 2.0):
+        monkeypatch.setattr(nn.Linear, "forward", PUT_IN[name](number))
+        found.append(structure_of(nn.Linear(2, 2)))
+    assert len(set(found)) == 3, "a change is not seen"
 
 
 class Layer(nn.Module):

@@ -114,6 +114,11 @@ IMPORTS: dict[str, tuple[str, str, str]] = {  # where the import stands, what it
         "helpers/deep/one.py",
     ),
     "by a dotted name": ("body", "import pydoc; pydoc.locate('helpers.deep.one.LIMIT')", "helpers/deep/one.py"),
+    "by a dotted name taken from its module": (
+        "body",
+        "from pydoc import locate; locate('helper_a.LIMIT')",
+        "helper_a.py",
+    ),
     "to be run": ("body", "import runpy; runpy.run_module('helper_a')", "helper_a.py"),
     "one that may be missing": ("imports", "try: import helper_a\nexcept ImportError: pass", "helper_a.py"),
 }
@@ -164,6 +169,13 @@ COMPUTED = {
 def test_an_import_by_a_computed_name_is_unknown(kind: str, repository: Repository) -> None:
     with pytest.raises(UnknownSourceError, match=r"conftest.py:\d+ imports what no text names"):
         sources_of([repository.method(body=COMPUTED[kind])])
+
+
+def test_a_function_that_is_only_called_like_one_that_imports(repository: Repository) -> None:
+    rows = sources_of(
+        [repository.method(body="self.locate(level); model.run_module(level); level.resolve_name(model)")]
+    )
+    assert [name for name, _ in rows] == ["conftest.py"], rows
 
 
 def test_an_installed_method_may_import_by_a_computed_name(repository: Repository) -> None:

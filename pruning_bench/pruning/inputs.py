@@ -60,14 +60,16 @@ def watch_inputs(
 
 def watch_call(call: Callable[[], object], name: str, weight: Tensor, see: See, who: str) -> None:
     """Makes one call and shows `see(name, patches)` what the weight is multiplied with in it; see `watch_inputs`."""
-    with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, (), see, who):
+    with torch.no_grad(), _Watch({_storage(weight): (name, weight)}, {}, see, who):
         call()
 
 
 class _Watch(TorchDispatchMode):
     """Shows the inputs of watched weights, whatever module or function multiplies them."""
 
-    def __init__(self, weights: Mapping[int, tuple[str, Tensor]], turned: Collection[str], see: See, who: str) -> None:
+    def __init__(
+        self, weights: Mapping[int, tuple[str, Tensor]], turned: Mapping[str, int], see: See, who: str
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights, self.turned, self.see, self.who = weights, turned, see, who
         self.seen: set[str] = set()
@@ -84,9 +86,9 @@ class _Watch(TorchDispatchMode):
         elif func is _ATEN.convolution.default and (found := self.weights.get(_storage(args[1]))):
             name, weight = found
             images, _, _, stride, padding, dilation, turned, more, groups = args
-            if turned != (name in self.turned):
-                uses = "a weight of plain and of transposed convolutions"
-                raise ModelError(self.who, uses, "one whose inputs are the same columns everywhere", name)
+            if self.turned.get(name) != (groups if turned else None):
+                layer = f"a {'transposed' if turned else 'plain'} convolution of {groups} groups that shares its weight"
+                raise ModelError(self.who, layer, "one of the same kind as the layer that has it", name)
             if turned:
                 parts = unfold_transposed(images, weight, stride, padding, dilation, more, groups)
             else:

@@ -65,11 +65,9 @@ def prunable(
 
 def transposed(model: nn.Module) -> dict[str, int]:
     """The groups of every transposed convolution, by the name of its weight [inputs, outputs / groups, ...]."""
-    found = {}
-    for path, module in model.named_modules():
-        if isinstance(module, _ConvNd) and module.transposed:
-            found[f"{path}.weight".lstrip(".")] = module.groups
-    return found
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = [module for module in model.modules() if isinstance(module, _ConvNd) and module.transposed]
+    return {names[id(layer.weight)]: layer.groups for layer in layers if id(layer.weight) in names}
 
 
 def _weights(module: nn.Module) -> list[Parameter]:
