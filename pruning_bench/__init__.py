@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 
 def _started() -> float:
-    """When this process started, in seconds since the epoch; now, where the system does not tell."""
+    """When this process started (not what it executes), in seconds since the epoch; now, if the system does not tell."""
     try:
         with open("/proc/self/stat", encoding="utf-8") as stream:
-            ticks = int(stream.read().rpartition(")")[2].split()[19])  # since the machine did
+            ticks = 1 + int(stream.read().rpartition(")")[2].split()[19])  # rounded up: Python itself takes longer
         return time.time() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError, AttributeError):
         return time.time()

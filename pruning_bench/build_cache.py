@@ -42,11 +42,11 @@ from pruning_bench.build_entries import (
 from pruning_bench.datasets.contract import Dataset
 from pruning_bench.engine import Compressed
 from pruning_bench.environment import current
-from pruning_bench.errors import PruningBenchError, one_line
+from pruning_bench.errors import PruningBenchError, describe
 from pruning_bench.models.contract import fresh
 from pruning_bench.recipe import Recipe
 from pruning_bench.records import digest_of, write_atomically
-from pruning_bench.sources import package_digest, sources_of
+from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
 
 T = TypeVar("T")
 
@@ -230,7 +230,7 @@ class BuildCache:
             now = _key(order)
             changed = ", ".join(part for part, value in key.items() if now[part] != value)
         except Exception as problem:
-            changed = one_line(problem)
+            changed = str(problem) if isinstance(problem, UnknownSourceError) else describe(problem)
         if changed:
             reason = f"changed meanwhile: {changed}"
             warnings.warn(f"build cache: not kept ({reason}) [{order.name}/{order.recipe}]", stacklevel=3)
