@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def _started() -> float:
-    """When this process started (not what it executes), in seconds since the epoch; now, if the system does not tell."""
+    """When this process started (whatever it executes now), in seconds since the epoch; now, if nobody tells."""
     try:
         with open("/proc/self/stat", encoding="utf-8") as stream:
             ticks = 1 + int(stream.read().rpartition(")")[2].split()[19])  # rounded up: Python itself takes longer
