@@ -50,7 +50,6 @@ from pruning_bench.sources import UnknownSourceError, package_digest, sources_of
 
 T = TypeVar("T")
 
-
 FORMAT = 1
 FOLDER_VARIABLE, MIB_VARIABLE = "PRUNING_BENCH_CACHE", "PRUNING_BENCH_CACHE_MIB"
 DEFAULT_MIB = 2048
@@ -312,9 +311,8 @@ def _key(order: Order) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "recipe": str(order.recipe),
-        "methods": [
-            [method.name, digest_object(attributes_of(method))] for method in methods
-        ],  # the recipe leaves defaults out
+        # With the defaults, which the recipe leaves out.
+        "methods": [[method.name, digest_object(attributes_of(method))] for method in methods],
         "package": package_digest(),
         "sources": sources_of(map(type, methods), others),
         "dense": [

@@ -272,7 +272,8 @@ def _fixed(value: object, inside: list[object]) -> Any:
 
 def attributes_of(value: object) -> dict[str, Any]:
     """All attributes of an object, those in slots too, but for what it has computed and keeps."""
-    slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+    named = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+    slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
     found = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
     return {
         name: item

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_bench import build_entries, compress
-from pruning_bench.build_entries import UNFIT, decode, digest_object, encode, structure_of
+from pruning_bench.build_entries import UNFIT, attributes_of, decode, digest_object, encode, structure_of
 from pruning_bench.datasets.contract import Split
 from pruning_bench.discover import discover
 from pruning_bench.engine import Compressed
@@ -244,6 +244,16 @@ class Slotted:
 
     def __init__(self, width: int) -> None:
         self.width = width
+
+
+class OneSlot(Slotted):
+    __slots__ = "height"
+
+
+def test_attributes_in_slots_are_found_however_the_slots_are_named() -> None:
+    value = OneSlot(4)
+    value.height = 7
+    assert attributes_of(value) == {"height": 7, "width": 4}, attributes_of(value)
 
 
 def times(factor: float) -> Callable[[Tensor], Tensor]:
