@@ -26,6 +26,7 @@ from pruning_bench.metrics.cost import count_cost
 from pruning_bench.metrics.latency import Samples, sample, slowed
 from pruning_bench.metrics.memory import peak_memory
 from pruning_bench.quantization.contract import QuantizationTags, QuantPlan
+from pruning_bench.quantization.places import layer_of_weight
 from pruning_bench.records import Measurement
 from pruning_bench.registry import DATASETS, METRICS, RUNTIMES, STEPS
 from pruning_bench.rivals import is_rival, name_of, rival_calls
@@ -178,7 +179,7 @@ def kernel_detail(kernels: Sequence[Kernel], plan: QuantPlan | None) -> dict[str
     listed = [f"{kernel.layer} {kernel.operator} {kernel.dtype}" for kernel in kernels]
     if plan is None or not plan.weights or not kernels:
         return {"kernels": listed}
-    planned = {name.removesuffix(".weight") for name in plan.weights}
+    planned = {layer_of_weight(name) for name in plan.weights}
     own = [kernel for kernel in kernels if kernel.layer in {"", *planned}]
     found = {"float_weights": float_weights(own)} if plan.weights_only else {"float_fallbacks": float_fallbacks(own)}
     return {"kernels": listed, "quantized_layers": len(planned), **{name: list(value) for name, value in found.items()}}

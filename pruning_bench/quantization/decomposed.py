@@ -67,6 +67,7 @@ class Decomposed:
 
     every_value = True
     sums_in_layers = False
+    epsilon_of_codes = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with a dequantized weight; of weights alone, with one made float beforehand."""

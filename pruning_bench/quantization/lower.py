@@ -22,11 +22,22 @@ from pruning_bench.graphs import Examples, example_places, export, operator, rea
 from pruning_bench.quantization.blocked import block_of
 from pruning_bench.quantization.contract import Affine, Coding, Float8, QuantPlan
 from pruning_bench.quantization.fold import fold_batch_norms
-from pruning_bench.quantization.places import POINTS, QUANTIZED, path_of
-from pruning_bench.quantization.points import POOLS, RELUS, Points, check_writes, find_points, is_sum, runnable, summed
+from pruning_bench.quantization.places import POINTS, QUANTIZED, layer_of_weight, path_of
+from pruning_bench.quantization.points import (
+    NORM,
+    POOLS,
+    RELUS,
+    Points,
+    check_writes,
+    find_points,
+    is_sum,
+    runnable,
+    summed,
+)
 from pruning_bench.quantization.pooling import AVERAGES, Pooling
 
 WHO = "QuantPlan"
+NORM_DEFAULTS, NORM_EPSILON = (None, None, 1e-5), 4  # arguments of aten.layer_norm from the third on; where epsilon is
 
 
 class Rule(enum.Enum):
@@ -42,13 +53,20 @@ class Rule(enum.Enum):
         "an addition runs in the layer that gives its first operand to it alone, which is not quantized then"
     )
     RELU_IS_CLAMP = "a clamp from zero (ReLU, ReLU6) between such a sum and its quantizer is the quantizer's own"
+    EPSILON_OF_CODES = "a layer norm of codes, or of a sum with codes, adds epsilon in their units"
     DIVIDE = "a float value is quantized by dividing by the scale, not by multiplying with its reciprocal"
     BLOCKED_INPUTS = (
         "a linear layer whose weight alone is quantized reads its input as 8-bit codes, a scale for each block of a row"
     )
 
 
-INTEGER = frozenset(Rule) - {Rule.SUMS_IN_LAYERS, Rule.BLOCKED_INPUTS, Rule.SHIFTED, Rule.ENDS}
+INTEGER = frozenset(Rule) - {
+    Rule.SUMS_IN_LAYERS,
+    Rule.BLOCKED_INPUTS,
+    Rule.SHIFTED,
+    Rule.ENDS,
+    Rule.EPSILON_OF_CODES,
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,10 @@ class Form(Protocol):
     def sums_in_layers(self) -> bool:
         """Leave the layers in float that `points.summed` names?"""
 
+    @property
+    def epsilon_of_codes(self) -> bool:
+        """Scale the epsilon of layer norms by the rule of that name?"""
+
     def layer(self, site: Site) -> tuple[nn.Module, bool] | None:
         """For a convolution or linear layer."""
 
@@ -154,6 +176,8 @@ class _Lowering:
     def run(self) -> fx.GraphModule:
         for name in list(self.now):
             self._replace(name)
+            if self.form.epsilon_of_codes and operator(self.now[name]) == NORM:
+                self._scale_epsilon(self.now[name])
         for clamp in (self.implied | self.settled & set(self.points.producers)) - self.stays:
             before = self.now[self.points.producers[clamp]]  # the clamp has nothing left to do
             self.now[clamp].replace_all_uses_with(before)
@@ -185,12 +209,38 @@ class _Lowering:
         if made is None:
             return
         module, settles = made
-        new = self._call(path_of(QUANTIZED, self.readable[name]), module, reads, before=node)
+        new = self._call(path_of(QUANTIZED, self._label(name)), module, reads, before=node)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
         self.now[name], self.name_of[new] = new, name
         if settles:
             self.settled.add(self.behind.get(name, name))
+
+    def _scale_epsilon(self, norm: fx.Node) -> None:
+        """Of a layer norm that is run on codes, or a sum in their units: norm(x / s) is norm(x) but for epsilon."""
+        scale = self._unit(norm.args[0])
+        if scale is not None:
+            given = [*norm.args, *NORM_DEFAULTS[len(norm.args) - 2 :]]
+            given[NORM_EPSILON] *= float(scale) ** 2  # type: ignore[operator]
+            norm.args = tuple(given)
+
+    def _unit(self, value: Any) -> Tensor | None:
+        """The scale of codes without a zero point, or of the operand in whose units a sum that is no code is computed.
+
+        Of two operands in codes that is the one with several readers, where only one has; else the second.
+        """
+        name = self.name_of.get(value, "")
+        coding = self._coding(name)
+        if coding is not None or name not in self.sums:
+            return coding.scale if isinstance(coding, Affine) and not coding.zero_point.any() else None
+        coded = [(v, found) for v in self.now[name].args if (found := self._coding(self.name_of.get(v, "")))]  # type: ignore[arg-type]
+        several = [pair for pair in coded if len(pair[0].users) > 1]  # type: ignore[union-attr]
+        return (several if len(several) == 1 else coded)[-1][1].scale if coded else None
+
+    def _label(self, name: str) -> str:
+        """What the site goes by: its readable name; a layer by its weight, since attention runs two, both its own."""
+        weight = self.points.layers.get(name)
+        return self.readable[name] if weight is None else f"{layer_of_weight(weight)}.{name}"
 
     def _layer(self, name: str, node: fx.Node) -> tuple[nn.Module, bool] | None:
         weight = self.points.layers[name]

@@ -33,6 +33,16 @@ def name_at(path: str, container: str) -> str | None:
 
 
 def layer_at(path: str) -> str | None:
-    """The module that ran what stands at the path: its name without the operator; None for every other path."""
+    """The layer or module of what stands at the path: its name without the operator; None for every other path."""
     found = name_at(path, QUANTIZED) or name_at(path, POINTS)
     return None if found is None else found.rpartition(".")[0]
+
+
+def layer_of_weight(name: str) -> str:
+    """What a layer goes by in listings: its module, or the weight itself where that has another name than `weight`.
+
+    Example:
+        >>> layer_of_weight("encoder.fc.weight"), layer_of_weight("encoder.attention.in_proj_weight")
+        ('encoder.fc', 'encoder.attention.in_proj_weight')
+    """
+    return name.removesuffix(".weight")

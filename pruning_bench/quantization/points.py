@@ -28,12 +28,13 @@ from torch.fx import Node
 
 from pruning_bench.errors import ModelError
 from pruning_bench.graphs import input_nodes, operator, output_nodes, place, readable_names, tensor_names
-from pruning_bench.quantization.fold import LAYERS
+from pruning_bench.quantization.fold import CONVOLUTIONS, LAYERS
 
 WHO = "quantization"
 ADDS = frozenset({"aten.add", "aten.add_"})
 POOLS = frozenset({"aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.avg_pool1d", "aten.avg_pool2d"})
-FLOAT_READERS = frozenset({"aten.layer_norm", "aten.rms_norm", "aten.softmax", "aten._softmax", "aten._safe_softmax"})
+NORM = "aten.layer_norm"
+FLOAT_READERS = frozenset({NORM, "aten.rms_norm", "aten.softmax", "aten._softmax", "aten._safe_softmax"})
 EMBEDDINGS = frozenset({"aten.embedding", "aten.embedding_bag"})
 RELUS = frozenset({"aten.relu", "aten.relu_"})
 CLAMPS = {"aten.hardtanh": (-1.0, 1.0), "aten.hardtanh_": (-1.0, 1.0), "aten.clamp": (None, None)}  # their own ends
@@ -123,13 +124,36 @@ def find_points(program: ExportedProgram) -> Points:
 
 
 def summed(program: ExportedProgram, points: Points) -> set[str]:
-    """Points of the layers that an addition alone reads, the first operand where both are such layers."""
+    """Points of the convolutions that can take the addition behind them, and write the sum over its other operand.
+
+    An addition alone reads such a convolution, which does not read the other operand itself; what else reads that is
+    done before the addition, and both have one shape. Of two such convolutions it is the first.
+    """
     found, tensors = set(), tensor_names(program)
     for node in program.graph.nodes:
         if _is_add(node, tensors):
-            alone = (value for value in node.args if value.name in points.layers and list(value.users) == [node])
-            found |= {points.name_at(value.name) for value in [next(alone, None)] if value is not None}
+            pairs = zip(node.args, reversed(node.args), strict=True)
+            able = (value for value, other in pairs if value.name in points.layers and _writes_over(value, other, node))
+            found |= {points.name_at(value.name) for value in [next(able, None)] if value is not None}
     return {name for name in found if name is not None}
+
+
+def _writes_over(convolution: Node, other: Node, add: Node) -> bool:
+    """Can it write its sums with `other` over that operand?"""
+    alone = operator(convolution) in CONVOLUTIONS and list(convolution.users) == [add]
+    if not alone or convolution.args[0] is other or convolution.meta["val"].shape != other.meta["val"].shape:
+        return False
+    return all(user is add or add in _behind(user) for user in other.users)
+
+
+def _behind(node: Node) -> set[Node]:
+    """All that depends on a node."""
+    found, waiting = set[Node](), [node]
+    while waiting:
+        new = set(waiting.pop().users) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def check_writes(program: ExportedProgram) -> None:

@@ -54,6 +54,7 @@ class Qdq:
     saturating: bool
     every_value = True
     sums_in_layers = False
+    epsilon_of_codes = False
 
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """A float operator with dequantized weight and bias."""

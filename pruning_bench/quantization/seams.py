@@ -18,9 +18,8 @@ from torch.fx import Node
 from pruning_bench.graphs import operator, tensor_names
 from pruning_bench.quantization.fold import CONVOLUTIONS
 from pruning_bench.quantization.plans import Prepared
-from pruning_bench.quantization.points import POOLS, RELUS
+from pruning_bench.quantization.points import NORM, POOLS, RELUS
 
-NORM = "aten.layer_norm"
 POOLINGS = POOLS | {"aten.max_pool1d", "aten.max_pool2d"}
 KEEPS = RELUS | {"aten.dropout", "aten.dropout_", "aten.clone", "aten.contiguous"}
 

@@ -62,6 +62,11 @@ class Simulation:
         """By the rule of that name."""
         return Rule.SUMS_IN_LAYERS in self.rules
 
+    @property
+    def epsilon_of_codes(self) -> bool:
+        """By the rule of that name."""
+        return Rule.EPSILON_OF_CODES in self.rules
+
     def layer(self, site: Site) -> tuple[nn.Module, bool]:
         """On codes when these are integers and the rules say so, else in float with a rounded weight."""
         assert site.weight is not None

@@ -65,7 +65,14 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
     optional: ClassVar[bool] = True
     rules: ClassVar[frozenset[Rule]] = frozenset(
-        {Rule.INTEGER_SUMS, Rule.INTEGER_BIASES, Rule.ENDS, Rule.SUMS_IN_LAYERS, Rule.RELU_IS_CLAMP}
+        {
+            Rule.INTEGER_SUMS,
+            Rule.INTEGER_BIASES,
+            Rule.ENDS,
+            Rule.SUMS_IN_LAYERS,
+            Rule.RELU_IS_CLAMP,
+            Rule.EPSILON_OF_CODES,
+        }
     )
 
     def available(self, device: str = "cpu") -> str | None:
@@ -110,11 +117,30 @@ class OpenVino:
             raise UnavailableError(self.name, found, f"a CPU with {dtype} instructions, or the runtime eager")
         from pruning_bench.runtimes.onnx_export import exported
 
-        content = exported(compressed, example_inputs)
+        content = without_zero_points(exported(compressed, example_inputs))
         timed = Models(content, threads, HINTS[dtype])
         many = Models(content, threads, HINTS[dtype], streams=max(1, cores() // threads))
         kernels = list_kernels(timed.compiled(example_inputs))
         return checked(Session(_runner(many), _binder(timed), kernels, concurrent=True), example_inputs, self.name)
+
+
+def without_zero_points(content: bytes) -> bytes:
+    """The ONNX model, where constants are dequantized without the zero points that are zero throughout.
+
+    openvino folds equal constants into one. If it keeps one of them for a convolution of few input channels, it reads
+    the weights of all layers that share it as floats, and runs these in float.
+    """
+    import onnx
+
+    model = onnx.load_from_string(content)
+    held = {constant.name: constant for constant in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] in held:
+            zero_point = held.get(node.input[2])
+            if zero_point is not None and not onnx.numpy_helper.to_array(zero_point).any():
+                del node.input[2]
+    stripped: bytes = model.SerializeToString()
+    return stripped
 
 
 class Models:
