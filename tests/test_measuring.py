@@ -34,6 +34,18 @@ def test_what_the_plan_leaves_in_float_is_no_fallback() -> None:
     assert kernel_detail([Kernel("other", "Conv", "float32")], PLAN)["float_fallbacks"] == []
 
 
+def test_projections_of_attention_are_layers_and_its_products_are_none() -> None:
+    """Mutant: what goes by the module that runs all of them."""
+    weights: dict[str, object] = dict.fromkeys(["attention.in_proj_weight", "attention.out_proj.weight"])
+    plan = QuantPlan(weights=weights, activations={"input": None})  # type: ignore[arg-type,dict-item]
+    projections = [Kernel("attention.in_proj_weight", "QGemm", "int8"), Kernel("attention.out_proj", "Gemm", "float32")]
+    detail = kernel_detail([*projections, Kernel("attention", "MatMul", "float32")], plan)
+    assert detail["float_fallbacks"] == ["attention.out_proj (Gemm float32)"], detail
+    assert detail["quantized_layers"] == 2, detail
+    mutant = [replace(kernel, layer="attention") for kernel in projections]
+    assert kernel_detail(mutant, plan)["float_fallbacks"] == [], "nothing would be named"
+
+
 def test_nothing_is_said_of_what_is_not_quantized_or_not_listed() -> None:
     kernel = Kernel("conv", "Conv", "float32")
     for detail in (kernel_detail([kernel], None), kernel_detail([kernel], QuantPlan({})), kernel_detail([], PLAN)):

@@ -50,7 +50,7 @@ class Rule(enum.Enum):
     ENDS = "values and outputs of layers are rounded after a multiplication and an addition that map a grid's ends"
     INTEGER_ADDS = "additions and global average pools compute on codes"
     SUMS_IN_LAYERS = (
-        "an addition runs in the layer that gives its first operand to it alone, which is not quantized then"
+        "an addition runs in the convolution that gives an operand to it alone, which is not quantized then (`summed`)"
     )
     RELU_IS_CLAMP = "a clamp from zero (ReLU, ReLU6) between such a sum and its quantizer is the quantizer's own"
     EPSILON_OF_CODES = "a layer norm of codes, or of a sum with codes, adds epsilon in their units"
@@ -225,17 +225,18 @@ class _Lowering:
             norm.args = tuple(given)
 
     def _unit(self, value: Any) -> Tensor | None:
-        """The scale of codes without a zero point, or of the operand in whose units a sum that is no code is computed.
+        """The scale of codes without a zero point, or of the operand in whose units a sum in float is computed.
 
-        Of two operands in codes that is the one with several readers, where only one has; else the second.
+        Of two operands in codes that is the one that several nodes read, else the second.
         """
         name = self.name_of.get(value, "")
         coding = self._coding(name)
         if coding is not None or name not in self.sums:
             return coding.scale if isinstance(coding, Affine) and not coding.zero_point.any() else None
-        coded = [(v, found) for v in self.now[name].args if (found := self._coding(self.name_of.get(v, "")))]  # type: ignore[arg-type]
-        several = [pair for pair in coded if len(pair[0].users) > 1]  # type: ignore[union-attr]
-        return (several if len(several) == 1 else coded)[-1][1].scale if coded else None
+        operands = [value for value in self.now[name].args[:2] if isinstance(value, fx.Node)]
+        coded = [(len(node.users) > 1, c) for node in operands if (c := self._coding(self.name_of.get(node, "")))]
+        first = len(coded) == 2 and coded[0][0] and not coded[1][0]
+        return coded[0 if first else -1][1].scale if coded else None
 
     def _label(self, name: str) -> str:
         """What the site goes by: its readable name; a layer by its weight, since attention runs two, both its own."""

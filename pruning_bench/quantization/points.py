@@ -126,24 +126,27 @@ def find_points(program: ExportedProgram) -> Points:
 def summed(program: ExportedProgram, points: Points) -> set[str]:
     """Points of the convolutions that can take the addition behind them, and write the sum over its other operand.
 
-    An addition alone reads such a convolution, which does not read the other operand itself; what else reads that is
-    done before the addition, and both have one shape. Of two such convolutions it is the first.
+    An addition alone reads such a convolution, or the clamp from zero behind it; it does not read the other operand
+    itself; what else reads that is done before the addition, and both have one shape. Of two it is the first.
     """
     found, tensors = set(), tensor_names(program)
+    layers = {node.name: node for node in program.graph.nodes if node.name in points.layers}
     for node in program.graph.nodes:
         if _is_add(node, tensors):
-            pairs = zip(node.args, reversed(node.args), strict=True)
-            able = (value for value, other in pairs if value.name in points.layers and _writes_over(value, other, node))
-            found |= {points.name_at(value.name) for value in [next(able, None)] if value is not None}
+            for value, other in zip(node.args, reversed(node.args), strict=True):
+                layer = layers.get(points.producers.get(value.name, value.name))
+                if layer is not None and list(value.users) == [node] and _writes_over(layer, other, node):
+                    found.add(points.name_at(value.name))
+                    break
     return {name for name in found if name is not None}
 
 
-def _writes_over(convolution: Node, other: Node, add: Node) -> bool:
-    """Can it write its sums with `other` over that operand?"""
-    alone = operator(convolution) in CONVOLUTIONS and list(convolution.users) == [add]
-    if not alone or convolution.args[0] is other or convolution.meta["val"].shape != other.meta["val"].shape:
+def _writes_over(layer: Node, other: Node, add: Node) -> bool:
+    """Is it a convolution that can write its sums with `other` over that operand?"""
+    if operator(layer) not in CONVOLUTIONS or layer.args[0] is other:
         return False
-    return all(user is add or add in _behind(user) for user in other.users)
+    alike = layer.meta["val"].shape == other.meta["val"].shape
+    return alike and all(user is add or add in _behind(user) for user in other.users)
 
 
 def _behind(node: Node) -> set[Node]:

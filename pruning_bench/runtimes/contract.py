@@ -26,7 +26,10 @@ C = TypeVar("C", bound=type)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One node of the graph that the runtime executes: operator type and the element type it computes in."""
+    """One node of the graph that the runtime executes: operator type and the element type it computes in.
+
+    Where a product of floats reads its weight as codes, the type tells both: "float32 of int8".
+    """
 
     layer: str
     operator: str

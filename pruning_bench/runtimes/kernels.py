@@ -61,10 +61,10 @@ def float_weights(kernels: Iterable[Kernel]) -> tuple[str, ...]:
     """Convolutions and linear layers that read their weights as floats, as `layer (operator dtype)`.
 
     Example:
-        >>> float_weights([Kernel("fc", "MatMulNBits", "int8"), Kernel("conv2", "Conv", "float32")])
+        >>> float_weights([Kernel("fc", "FullyConnected", "float32 of int4"), Kernel("conv2", "Conv", "float32")])
         ('conv2 (Conv float32)',)
     """
-    return float_fallbacks(kernel for kernel in kernels if kernel.dtype != "int4")
+    return float_fallbacks(kernel for kernel in kernels if not kernel.dtype.endswith(("int4", "int8")))
 
 
 def _kernel(node: Any, types: dict[str, str]) -> Kernel:

@@ -1,10 +1,11 @@
 """OpenVINO on the CPU: float, and int8 by the q/dq nodes of the same ONNX file that onnxruntime reads.
 
-It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Most additions
-run in the convolution before them, whose sum they take unrounded; one that gets a kernel of its own differs from the
-simulation in that. So do average pools that are not global, where a mean lies between two codes, and clamps (ReLU6)
-that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before VNNI sums of two
-large products of 8-bit codes are clipped (`onednn`).
+It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Additions run
+in the convolution before them, whose sum they take unrounded, and layer norms add epsilon in units of codes; both are
+rules of the simulation. It does not know that x * c + conv(x) gets a kernel of its own, where openvino computes x * c
+where it quantizes x. Others that differ: average pools that are not global, where a mean lies between two codes, and
+clamps (ReLU6) that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before
+VNNI sums of two large products of 8-bit codes are clipped (`onednn`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _PLACES = (
     "Conversion is failed",
 )
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32"}
-_PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}  # also of float layers: what they read
+_PRECISIONS |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
 @runtime
@@ -239,8 +240,7 @@ def kernels_of(node: Mapping[str, str]) -> tuple[Kernel, ...]:
         >>> [str(k.layer) for k in kernels_of({"layerType": "Subgraph", "originalLayersNames": names})]
         ['hidden', 'classifier']
     """
-    kind, precision = node.get("layerType", "?"), node.get("runtimePrecision", "?").lower()
-    dtype = _PRECISIONS.get(precision, precision)
+    kind, dtype = node.get("layerType", "?"), _dtype(node)
     names = [name for name in node.get("originalLayersNames", "").split(",") if name]
     operators = [(layer_of(name), name.split("|")[1]) for name in names if name.count("|") > 1]
     products = {layer: operator for layer, operator in operators if multiplies(operator)}
@@ -249,6 +249,14 @@ def kernels_of(node: Mapping[str, str]) -> tuple[Kernel, ...]:
     return tuple(
         Kernel(layer, kind if multiplies(kind) else f"{kind} {operator}", dtype) for layer, operator in products.items()
     )
+
+
+def _dtype(node: Mapping[str, str]) -> str:
+    """What a node computes in; of a product of floats with weights in codes, which openvino calls by these, both."""
+    read, primitive = node.get("runtimePrecision", "?").lower(), node.get("primitiveType", "").lower()
+    dtype, computes = (_PRECISIONS.get(name, name) for name in (read, primitive.rpartition("_")[2]))
+    mixed = multiplies(node.get("layerType", "")) and dtype.startswith("int") and "float" in computes
+    return f"{computes} of {dtype}" if mixed else dtype
 
 
 def _runner(models: Models) -> Callable[..., Tensor]:

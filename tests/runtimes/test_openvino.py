@@ -17,7 +17,7 @@ from pruning_bench.quantization.methods.static import Static
 from pruning_bench.quantization.simulation import simulate
 from pruning_bench.runtimes import openvino
 from pruning_bench.runtimes.contract import Session
-from pruning_bench.runtimes.kernels import float_fallbacks, multiplies
+from pruning_bench.runtimes.kernels import float_fallbacks, float_weights, multiplies
 from pruning_bench.runtimes.openvino import OpenVino, kernels_of
 
 SAME = 1e-5
@@ -94,14 +94,12 @@ def check_equals_simulation(case: Case, found: Tensor, rules: frozenset[Rule]) -
 
 @here
 def test_int8_equals_its_simulation(case: Case, quantized: Session) -> None:
-    """This addition has a kernel of its own, so that it is not summed in a layer; resnet20's are: see test_shipped."""
+    """Its convolution reads the other operand, so that the addition has a kernel of its own."""
     found = quantized.run(case.x)
     assert "Eltwise" in {kernel.operator for kernel in quantized.kernels}, f"{quantized.kernels}"
-    rules = OpenVino.rules - {Rule.SUMS_IN_LAYERS}
-    check_equals_simulation(case, found, rules)
-    for mutant in (OpenVino.rules, rules - {Rule.INTEGER_BIASES}):
-        with pytest.raises(AssertionError, match="int8 output off"):
-            check_equals_simulation(case, found, mutant)
+    check_equals_simulation(case, found, OpenVino.rules)
+    with pytest.raises(AssertionError, match="int8 output off"):
+        check_equals_simulation(case, found, OpenVino.rules - {Rule.INTEGER_BIASES})
 
 
 @here
@@ -139,6 +137,24 @@ def test_every_product_of_a_fused_node_is_listed(
     assert found == expected, f"{found}, should be {expected}"
     fallbacks = [layer for layer, dtype in expected.items() if dtype != "int8"]
     assert [text.split(" ")[0] for text in float_fallbacks(kernels_of(node))] == fallbacks
+
+
+@pytest.mark.parametrize(
+    ("precision", "primitive", "dtype"),
+    [
+        ("U8", "brgemm_avx512_amx_I8", "int8"),
+        ("I8", "brgemm_avx512_f32", "float32 of int8"),
+        ("I4", "brgemm_avx2_bf16", "bfloat16 of int4"),
+        ("F32", "gemm_mlas_f32", "float32"),
+    ],
+)
+def test_floats_times_codes_are_no_integer_kernel(precision: str, primitive: str, dtype: str) -> None:
+    """Openvino calls a product of floats with weights in codes by the type of these."""
+    node = {"layerType": "FullyConnected", "originalLayersNames": "a|Gemm|1"}
+    found = kernels_of({**node, "runtimePrecision": precision, "primitiveType": primitive})
+    assert [kernel.dtype for kernel in found] == [dtype], f"{found}"
+    assert bool(float_fallbacks(found)) == (dtype != "int8"), f"{float_fallbacks(found)}"
+    assert bool(float_weights(found)) == (dtype == "float32"), f"{float_weights(found)}"
 
 
 @here
