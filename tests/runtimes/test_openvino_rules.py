@@ -16,7 +16,9 @@ from pruning_bench.runtimes import openvino
 from pruning_bench.runtimes.kernels import multiplies
 from pruning_bench.runtimes.openvino import OpenVino
 
-SAME, FEW = 1e-4, 0.005  # of the largest output; the share of outputs behind a code that lies at a tie
+SAME = 1e-4  # of the largest output
+FEW, MANY = 0.035, 0.06  # of the outputs: one code at a tie in front of the last convolution moves 72 of 2,304
+RECIPE = "static:w7a8"  # whose sums no processor clips
 EPSILON = 3000.0  # in units of codes some 0.1; without the rule no output would be like the simulation's
 
 pytestmark = pytest.mark.skipif(OpenVino().available() is not None, reason=str(OpenVino().available()))
@@ -48,7 +50,7 @@ def made_of(kind: Callable[[], tuple[Callable[[], nn.Module], tuple[int, ...]]],
     layer, shape = kind()
     torch.manual_seed(1)
     model, x = Parts(layer, nn.LayerNorm(16, eps=EPSILON), forward).eval(), torch.randn(shape)
-    return compress(model, "static:w8a8", example_inputs=(x[:1],), calibration=[(x,)]), x
+    return compress(model, RECIPE, example_inputs=(x[:1],), calibration=[(x,)]), x
 
 
 def differing(compressed: Compressed, x: Tensor, rules: frozenset[Rule] = OpenVino.rules) -> float:
@@ -93,7 +95,7 @@ ALONE = {
 def test_convolutions_take_the_addition_behind_them(name: str) -> None:
     case = made_of(images, SUMMED[name])
     assert differing(*case) < FEW, "other codes than the simulation's"
-    assert differing(*case, OpenVino.rules - {Rule.SUMS_IN_LAYERS}) > FEW, "mutant: rounded before the addition"
+    assert differing(*case, OpenVino.rules - {Rule.SUMS_IN_LAYERS}) > MANY, "mutant: rounded before the addition"
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -158,7 +160,7 @@ PROJECTIONS = {"attention.in_proj_weight", "attention.out_proj"}
 def patches() -> tuple[Compressed, Tensor]:
     torch.manual_seed(0)
     model, x = Patches().eval(), torch.randn(8, 1, 16, 16)
-    return compress(model, "static:w8a8", example_inputs=(x[:1],), calibration=[(x,)]), x
+    return compress(model, RECIPE, example_inputs=(x[:1],), calibration=[(x,)]), x
 
 
 def test_all_layers_run_on_codes_attention_too(patches: tuple[Compressed, Tensor]) -> None:
