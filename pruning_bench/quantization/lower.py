@@ -33,6 +33,7 @@ from pruning_bench.quantization.points import (
     is_sum,
     runnable,
     summed,
+    sums_of_values,
 )
 from pruning_bench.quantization.pooling import AVERAGES, Pooling
 
@@ -164,6 +165,7 @@ class _Lowering:
         self.examples = example_places(program)
         self.poolings = {node.name: found for node in program.graph.nodes if (found := _pooling_of(node))}
         self.sums = {node.name for node in program.graph.nodes if is_sum(node)}
+        self.sums_of_values = sums_of_values(program)
         self.module, self.now = runnable(program)
         self.graph = self.module.graph
         self.name_of = {node: name for name, node in self.now.items()}
@@ -227,16 +229,26 @@ class _Lowering:
     def _unit(self, value: Any) -> Tensor | None:
         """The scale of codes without a zero point, or of the operand in whose units a sum in float is computed.
 
-        Of two operands in codes that is the one that several nodes read, else the second.
+        Of two operands in codes that is the one that several nodes read, else the second. None beside codes to which a
+        constant was added.
         """
         name = self.name_of.get(value, "")
         coding = self._coding(name)
-        if coding is not None or name not in self.sums:
+        if coding is not None or name not in self.sums_of_values:
             return coding.scale if isinstance(coding, Affine) and not coding.zero_point.any() else None
         operands = [value for value in self.now[name].args[:2] if isinstance(value, fx.Node)]
+        if any(self._shifted(node) for node in operands):
+            return None
         coded = [(len(node.users) > 1, c) for node in operands if (c := self._coding(self.name_of.get(node, "")))]
         first = len(coded) == 2 and coded[0][0] and not coded[1][0]
         return coded[0 if first else -1][1].scale if coded else None
+
+    def _shifted(self, node: fx.Node) -> bool:
+        """Is it a sum of codes and a constant?"""
+        name = self.name_of.get(node, "")
+        if name not in self.sums - self.sums_of_values or self._coding(name) is not None:
+            return False
+        return any(self._coding(self.name_of.get(v, "")) is not None for v in node.args[:2] if isinstance(v, fx.Node))
 
     def _label(self, name: str) -> str:
         """What the site goes by: its readable name; a layer by its weight, since attention runs two, both its own."""
@@ -246,13 +258,12 @@ class _Lowering:
     def _layer(self, name: str, node: fx.Node) -> tuple[nn.Module, bool] | None:
         weight = self.points.layers[name]
         coding = self.plan.weights.get(weight)
-        held = [self._tensor(value) for value in node.args[1:3]]
-        if coding is None or held[0] is None or (held[-1] is None and node.args[len(held)] is not None):
-            return None  # not in the plan, or a bias computed on the way
+        if coding is None:
+            return None
+        held, bias = (self._tensor(value) for value in [*node.args[1:3], None][:2])
         site = self._site(name, node, node.args[:1], node.args[3:])
-        bias = held[1] if len(held) == 2 else None
         dynamic = self.plan.dynamic and operator(node) == "aten.linear"
-        site = replace(site, weight=held[0], weight_coding=coding, bias=bias)
+        site = replace(site, weight=held, weight_coding=coding, bias=bias)
         shared = list(self.points.layers.values()).count(weight) > 1
         site = replace(site, alone=self.plan.weights_only, shared=shared)
         return self.form.layer(replace(site, dynamic=dynamic, examples=self.examples.get(name)))

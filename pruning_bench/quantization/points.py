@@ -18,7 +18,7 @@ logits rounded to 8 bits would tie. A point is named after the value's place in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,8 @@ def find_points(program: ExportedProgram) -> Points:
     """
     tensors, names = tensor_names(program), readable_names(program)
     parameters = {node: name for node, name in tensors.items() if name in program.graph_signature.parameters}
-    layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, parameters))}
+    given = set(program.graph_signature.user_inputs)
+    layers = {node: weight for node in program.graph.nodes if (weight := _weight_of(node, parameters, given))}
     users = [
         node for node in program.graph.nodes if node in layers or _is_add(node, tensors) or operator(node) in POOLS
     ]
@@ -127,7 +128,7 @@ def summed(program: ExportedProgram, points: Points) -> set[str]:
     """Points of the convolutions that can take the addition behind them, and write the sum over its other operand.
 
     An addition alone reads such a convolution, or the clamp from zero behind it; it does not read the other operand
-    itself; what else reads that is done before the addition, and both have one shape. Of two it is the first.
+    itself; what else reads that is done before the addition; both have one shape. Of two it is the first.
     """
     found, tensors = set(), tensor_names(program)
     layers = {node.name: node for node in program.graph.nodes if node.name in points.layers}
@@ -145,18 +146,26 @@ def _writes_over(layer: Node, other: Node, add: Node) -> bool:
     """Is it a convolution that can write its sums with `other` over that operand?"""
     if operator(layer) not in CONVOLUTIONS or layer.args[0] is other:
         return False
-    alike = layer.meta["val"].shape == other.meta["val"].shape
-    return alike and all(user is add or add in _behind(user) for user in other.users)
+    return layer.meta["val"].shape == other.meta["val"].shape and other.users.keys() <= {add, *_before(add)}
 
 
-def _behind(node: Node) -> set[Node]:
-    """All that depends on a node."""
+def _before(node: Node) -> set[Node]:
+    """All that a node depends on."""
     found, waiting = set[Node](), [node]
     while waiting:
-        new = set(waiting.pop().users) - found
+        new = set(waiting.pop().all_input_nodes) - found
         found |= new
         waiting += new
     return found
+
+
+def sums_of_values(program: ExportedProgram) -> set[str]:
+    """Additions of two float tensors that both depend on the model's inputs."""
+    changing: set[Node] = set(input_nodes(program))
+    for node in program.graph.nodes:
+        if not changing.isdisjoint(node.all_input_nodes):
+            changing.add(node)
+    return {node.name for node in program.graph.nodes if is_sum(node) and changing.issuperset(node.args)}
 
 
 def check_writes(program: ExportedProgram) -> None:
@@ -192,11 +201,13 @@ def runnable(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Node]]
     return module, {old.name: new for old, new in zip(before, after, strict=True)}
 
 
-def _weight_of(node: Node, parameters: Mapping[str, str]) -> str | None:
-    """Parameter name of a layer's weight; None for other nodes, and for weights that are buffers or computed."""
+def _weight_of(node: Node, parameters: Mapping[str, str], given: Collection[object]) -> str | None:
+    """Parameter name of a layer's weight; None for other nodes, and where weight or bias is computed or an input."""
     if operator(node) not in LAYERS or not isinstance(node.args[1], Node):
         return None
-    return parameters.get(node.args[1].name)
+    bias = node.args[2] if len(node.args) > 2 else None
+    held = bias is None or (isinstance(bias, Node) and bias.op == "placeholder" and bias.name not in given)
+    return parameters.get(node.args[1].name) if held else None
 
 
 def _bias_of(node: Node, parameters: Mapping[str, str]) -> str | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WHO = "onnx"
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnx_ir", "ml_dtypes")
 SEPARATOR = "|"  # between layer, operator and number in a node's name; runtimes keep names when they fuse nodes
-
+UNREADABLE = frozenset({SEPARATOR, ","})  # in the names of layers, which then have none; openvino lists with commas
 
 Serve: TypeAlias = Callable[[str, Callable[[], bytes]], bytes]
 
@@ -81,7 +81,9 @@ def export_onnx(compressed: Compressed, example_inputs: tuple[Tensor, ...], *, s
         if str(value.name).rpartition(".")[2] == NIBBLES:
             _narrow(value)
     for index, node in enumerate(made.model.graph):
-        node.name = SEPARATOR.join((_layer(node), node.op_type, str(index)))
+        layer = _layer(node)
+        readable = "" if UNREADABLE.intersection(layer) else layer
+        node.name = SEPARATOR.join((readable, node.op_type, str(index)))
         for output in node.outputs:
             if not output.is_graph_output():
                 output.name = f"{node.name}{SEPARATOR}{output.index()}"  # some fusions name a node after what it gives

@@ -2,10 +2,11 @@
 
 It is compiled once for every shape of input: with a free batch its kernels would be other, slower ones. Additions run
 in the convolution before them, whose sum they take unrounded, and layer norms add epsilon in units of codes; both are
-rules of the simulation. It does not know that x * c + conv(x) gets a kernel of its own, where openvino computes x * c
-where it quantizes x. Others that differ: average pools that are not global, where a mean lies between two codes, and
-clamps (ReLU6) that end below their grid's end, which no calibrated plan has: they end one code lower. On x86 before
-VNNI sums of two large products of 8-bit codes are clipped (`onednn`).
+rules of the simulation. They are not all. What is computed element by element from a value that openvino quantizes,
+such as x * c in x * c + conv(x), makes it choose other kernels. Norms behind slices, rolls, products or differences
+of codes, and group norms of codes, differ. So do average pools that are not global, where a mean lies between two
+codes, and clamps (ReLU6) that end below their grid's end, which no calibrated plan has: they end one code lower. On
+x86 before VNNI sums of two large products of 8-bit codes are clipped (`onednn`).
 """
 
 from __future__ import annotations

@@ -112,3 +112,22 @@ def test_the_point_stands_after_a_clamp_from_zero() -> None:
     assert others == wanted, f"{others}, should be {wanted}"
     assert points.top_behind("conv2d") == 6.0, f"{points.top_behind('conv2d')}, should be where the ReLU6 ends"
     assert points.top_behind("conv2d_3") is None, "a Hardtanh from -1 was taken for a clamp from zero"
+
+
+class Computed(nn.Module):
+    """Two linear layers, of which one computes its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.first.weight, self.first.bias * 2)
+        z: Tensor = self.second(y)
+        return z
+
+
+def test_a_layer_that_computes_its_bias_is_none() -> None:
+    """No form puts anything in its place, so that no plan may name its weight."""
+    found = find_points(export(Computed(), (torch.zeros(2, 3),)))
+    assert list(found.layers.values()) == ["second.weight"], f"{found.layers}"

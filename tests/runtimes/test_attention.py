@@ -63,3 +63,29 @@ def test_what_runs_in_float_is_named_too(runtime: str, quantized: Compressed) ->
     detail = kernel_detail(kernels(runtime, floats), floats.quant_plan)
     named = {text.split(" ")[0] for text in detail["float_fallbacks"]}
     assert named == PROJECTIONS, f"{sorted(named)}"
+
+
+class Keyed(nn.Module):
+    """Weights under a name with a sign that stands between the parts of a node's name."""
+
+    def __init__(self, sign: str) -> None:
+        super().__init__()
+        self.key, self.head = f"a{sign}b", nn.Linear(32, 32)
+        self.held = nn.ParameterDict({self.key: nn.Parameter(torch.randn(32, 32))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        head: Tensor = self.head(torch.tanh(nn.functional.linear(x, self.held[self.key])))
+        return head
+
+
+@pytest.mark.parametrize("sign", "|,_")
+def test_a_fallback_whose_name_cannot_be_read_back_counts_all_the_same(sign: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 5, 32)
+    made = compress(Keyed(sign).eval(), "static:w8a8", example_inputs=(x[:1],), calibration=[(x,)])
+    assert made.quant_plan is not None
+    before_head = {name: coding for name, coding in made.quant_plan.activations.items() if name == "tanh"}
+    floats = replace(made, quant_plan=replace(made.quant_plan, activations=before_head))
+    detail = kernel_detail(kernels("onnxruntime", floats), floats.quant_plan)
+    name = f"held.a{sign}b" if sign == "_" else "?"
+    assert [text.split(" ")[0] for text in detail["float_fallbacks"]] == [name], f"{detail}"

@@ -31,6 +31,7 @@ class Parts(nn.Module):
         super().__init__()
         self.a, self.b, self.c, self.head = layer(), layer(), layer(), layer()
         self.n, self.m = norm, nn.LayerNorm(16, eps=EPSILON)
+        self.places, self.words = nn.Parameter(torch.randn(5, 16)), nn.Embedding(5, 16)
         self.made = forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,10 +113,16 @@ IN_CODES = {
     "a float and codes": lambda s, x: s.n(torch.tanh(x) + s.a(x)),
     "codes that others read": lambda s, x: s.n(x + s.a(x)),
     "of two the second": lambda s, x: s.n(s.a(x) + s.b(x)),
+    "of two that others read the second": lambda s, x: s.n((z := s.b(y := s.a(x))) + y) + s.c(z),
     "one after the other": chain,
     "codes without a zero point": lambda s, x: s.n(torch.relu(s.a(x))),
 }
 IN_UNITS = {
+    "codes and a parameter": lambda s, x: s.n(s.a(x) + s.places),
+    "codes without a zero point and a parameter": lambda s, x: s.n(s.places + torch.relu(s.a(x))),
+    "codes and what is computed of parameters": lambda s, x: s.n(s.a(x) + s.words(torch.arange(5))),
+    "codes and a parameter, and codes": lambda s, x: s.n((x + s.places) + s.a(x)),
+    "a sum and a parameter": lambda s, x: s.n(s.a(x) + x + s.places),
     "codes with a zero point": lambda s, x: s.n(s.a(x)),
     "a sum that is a code": lambda s, x: (y := x + s.a(x)) + s.b(s.n(y)),
 }
