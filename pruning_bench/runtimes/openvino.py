@@ -129,8 +129,8 @@ class OpenVino:
 def without_zero_points(content: bytes) -> bytes:
     """The ONNX model, where constants are dequantized without the zero points that are zero throughout.
 
-    openvino folds equal constants into one. If it keeps one of them for a convolution of few input channels, it reads
-    the weights of all layers that share it as floats, and runs these in float.
+    openvino folds equal constants into one. Where it keeps the zero points of a convolution, as of one with a single
+    input channel, all layers that share them read their weights as floats and run in float.
     """
     import onnx
 
